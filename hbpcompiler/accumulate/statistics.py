@@ -12,7 +12,7 @@ from hbpcompiler.accumulate.cut import Cut
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.operation import aten
-from hbpcompiler.compiler.match.samples.sample_wise import order_of_result
+from hbpcompiler.compiler.match.samples.meetings import meetings_of
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.fx_graph.numbers import has_batchs_size
 from hbpcompiler.compiler.trace.graph import Operation
@@ -58,18 +58,9 @@ def mixes(cut: Cut, rows: Batch) -> bool:
 def statistics_of(built: Built) -> list[str]:
     """The places of what samples may meet in without a derivative, with one they are kept apart, or refused; and of
     numbers made of the batch's size."""
-    operations = built.matched.graph.operations
-    meeting = [each for each in operations if each.name not in built.matched.active and _meets(each)]
-    sized = [each for each in operations if _is_of_size(each)]
-    return list(dict.fromkeys(f"{each.target} in {each.source}" for each in [*meeting, *sized]))
-
-
-def _meets(operation: Operation) -> bool:
-    if not aten.is_torchs(operation) or not any(value.of_batch for value in operation.tensors.values()):
-        return False
-    if aten.is_pointwise(operation):
-        return False
-    return not operation.output.of_batch or order_of_result(operation, frozenset()) is None
+    graph = built.matched.graph
+    sized = [f"{each.target} in {each.source}" for each in graph.operations if _is_of_size(each)]
+    return list(dict.fromkeys([*meetings_of(graph, built.matched.active), *sized]))
 
 
 def _is_of_size(operation: Operation) -> bool:

@@ -47,12 +47,12 @@ DIFFERENCES = ("torch.gradient takes the lengths of all axes as plain numbers; w
                "in torch.cat([h[:, 1:2] - h[:, :1], (h[:, 2:] - h[:, :-2]) / 2, h[:, -1:] - h[:, -2:-1]], 1)")
 
 
-SEEDED = ("torch's random generator is seeded or put back here, which a program leaves out: it would draw other numbers "
-          "at each call. For numbers that are the same at each call make a tensor once and keep it (register_buffer); "
+SEEDED = ("torch's random generator is seeded or put back here, which a program leaves out: it would draw other "
+          "numbers at each call. For the same numbers at each call make a tensor once and keep it (register_buffer); "
           "otherwise seed before the call, or pass generator= to it")
-ENTROPY = ("random numbers of the operating system (os.urandom, secrets, uuid4, random.SystemRandom) are taken here, and a "
-           "program would repeat one draw for ever; draw with torch (torch.rand, torch.randint), which programs do at "
-           "each call, or outside, and pass the number as an input or an attribute")
+ENTROPY = ("random numbers of the operating system (os.urandom, secrets, uuid4, random.SystemRandom) are taken here, "
+           "and a program would repeat one draw for ever; draw with torch (torch.rand, torch.randint), which programs "
+           "do at each call, or outside, and pass the number as an input or an attribute")
 
 
 class NoLossError(ModelError):

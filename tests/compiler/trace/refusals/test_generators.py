@@ -75,7 +75,7 @@ def by_the_generator(x):
 @pytest.mark.parametrize("function", [seeded, forked, only_forked, put_back, seeded_anew, by_another_name,
                                       by_the_generator], ids=lambda function: function.__name__)
 def test_seeds_are_refused(function):
-    with pytest.raises(ModelError, match="torch's random generator is seeded or put back") as caught:
+    with pytest.raises(ModelError, match=r"torch's random generator is seeded or put back") as caught:
         hbp.compile(Applied(function), nn.CrossEntropyLoss(), ["grad"], example_inputs=batch())
     assert "register_buffer" in str(caught.value)
     if function is not by_the_generator:
@@ -106,7 +106,7 @@ def test_seeds_outside_are_no_matter():
     lambda x: x * (1 + uuid.uuid4().int % 100), lambda x: x * (1 + SYSTEM.random())],
     ids=["urandom", "secrets", "uuid4", "SystemRandom"])
 def test_the_systems_numbers_are_refused(function):
-    with pytest.raises(ModelError, match="test_generators.py:.*of the operating system"):
+    with pytest.raises(ModelError, match=r"test_generators\.py:.*of the operating system"):
         hbp.compile(Applied(function), nn.CrossEntropyLoss(), ["grad"], example_inputs=batch())
 
 
