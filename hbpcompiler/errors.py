@@ -121,6 +121,10 @@ class LossWarning(UserWarning):
     targets for probabilities, and outputs of a softmax for logits."""
 
 
+class MixedSamplesWarning(UserWarning):
+    """One sample changes the gradients of others, so that clipping does not bound what it does to their sum."""
+
+
 class LengthsWarning(UserWarning):
     """There is no program for all lengths of an axis: each length is traced and planned anew."""
 

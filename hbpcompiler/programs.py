@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler import schemes
 from hbpcompiler.arguments import (
     DRAW_KEYS,
     SAMPLE_WEIGHTS,
@@ -31,22 +30,19 @@ from hbpcompiler.compiler.prove.candidate import Candidate, can_weigh
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.prove import prove
 from hbpcompiler.compiler.prove.refused import check
-from hbpcompiler.compiler.prove.suspects import hooks
 from hbpcompiler.compiler.prove.trials import trials
 from hbpcompiler.compiler.stages import FIRST_RUN, PROVE, rare_collections
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs, complaint_of
 from hbpcompiler.compiler.trace.exports import Shelf, exports_of
 from hbpcompiler.compiler.trace.fx_graph.reader import loss_tensors
+from hbpcompiler.doubts import warn_if_indefinite, warn_of_hooks, warn_of_meetings
 from hbpcompiler.empty import UNKNOWN, result_of_none
 from hbpcompiler.errors import (
     CompileError,
-    IndefiniteCurvatureWarning,
     InputError,
-    LossWarning,
     ProofError,
     UnusedParametersWarning,
-    listing,
 )
 from hbpcompiler.guards import TRACING, Guards, State
 from hbpcompiler.guards.ambient import without_autocast
@@ -55,7 +51,6 @@ from hbpcompiler.lengths import Lengths
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.long_calls import shown
 from hbpcompiler.options import FULL, Options, check_model
-from hbpcompiler.quantities import GGN, QUANTITIES
 from hbpcompiler.threads import alone, traced, undisturbed
 
 
@@ -105,9 +100,10 @@ class Programs:
             if built.matched.graph.has_loss_streams:
                 run.warn()
             self._warn_of_unused(built.matched.unused, "loss" if built.matched.graph.has_loss_streams else "output")
-            _warn_if_indefinite(built.draft.plan, self.loss,
-                                built.matched.graph.has_loss_streams and built.matched.has_flat_loss)
-            _warn_of_hooks(self)
+            warn_if_indefinite(built.draft.plan, self.loss,
+                               built.matched.graph.has_loss_streams and built.matched.has_flat_loss)
+            warn_of_hooks(self.model, self.loss, self.options)
+            warn_of_meetings(built.matched, self.options)
             built = self._lengths.declared(state, built, batch)
         return state, built
 
@@ -273,29 +269,3 @@ def _serving(state: State, batch: Batch) -> Built | None:
     """The program for batches of this form and size, if there is one yet."""
     made: list[Built] = state.programs.get(batch.form, [])
     return next((built for built in made if built.sizes.include(batch.samples)), None)
-
-
-def _warn_of_hooks(compiled: Programs) -> None:
-    """Without a proof, of what can be seen beforehand to change a gradient behind a program's back."""
-    found = hooks(compiled.model, compiled.loss) if compiled.options.verify is False else []
-    if found:
-        warnings.warn(listing("no program runs backward hooks, and with verify=False nothing says whether they matter:",
-                              found), UserWarning, stacklevel=level_of_caller())
-
-
-def _warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor], flat: bool) -> None:
-    """Tell the caller of `compile`, or of what it returned, about quantities of a GGN that may be indefinite."""
-    names = [name for name in planned.quantities
-             if schemes.is_ggn(planned.curvature, QUANTITIES[name]) or GGN in QUANTITIES[name].fields]
-    title = getattr(loss, "__name__", type(loss).__name__)
-    if flat and names:
-        warnings.warn(
-            f"the loss {title} is linear in the model's output, or in pieces, so that its GGN is zero, and with it "
-            f"{', '.join(names)}; behind a log_softmax of the model, let the model return logits and the loss be "
-            "nn.CrossEntropyLoss()", LossWarning, stacklevel=level_of_caller())
-    if planned.indefinite and names:
-        warnings.warn(
-            f"the loss {title} is not known to be convex in the model's output, so that the generalised Gauss-Newton "
-            f"matrix may be indefinite, and with it {', '.join(names)} (Kronecker factors B too); a loss function "
-            "that has a rule, such as cross_entropy or mse_loss, is known to be convex", IndefiniteCurvatureWarning,
-            stacklevel=level_of_caller())

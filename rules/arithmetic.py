@@ -43,7 +43,7 @@ ADD = binary(
     lambda op, name, g, look: scaled(g, 1 if name == "self" else op.alpha),
     ZERO,
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
-    lambda op, name: added(op, name, 1 if name == "self" else op.alpha),
+    lambda op, name: added(op, name, lambda op: 1 if name == "self" else op.alpha),
     written=lambda op, a, b: a + exactly(op.alpha) * b,
     formula="S to each of a + b",
 )
@@ -53,7 +53,7 @@ SUB = binary(
     lambda op, name, g, look: scaled(g, 1 if name == "self" else -op.alpha),
     ZERO,
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
-    lambda op, name: added(op, name, 1 if name == "self" else -op.alpha),
+    lambda op, name: added(op, name, lambda op: 1 if name == "self" else -op.alpha),
     written=lambda op, a, b: a - exactly(op.alpha) * b,
     formula="S to a, -S to b of a - b",
 )
@@ -63,7 +63,7 @@ RSUB = binary(
     lambda op, name, g, look: scaled(g, 1 if name == "other" else -op.alpha),
     ZERO,
     [*operands(), *operands(alpha=2)[-4:], *NUMBER],
-    lambda op, name: added(op, name, 1 if name == "other" else -op.alpha),
+    lambda op, name: added(op, name, lambda op: 1 if name == "other" else -op.alpha),
     written=lambda op, a, b: b - exactly(op.alpha) * a,
     formula="-S to a, S to b of b - a",
 )

@@ -112,15 +112,17 @@ class Said:
         samples = batch.samples
         count = None if self.count is None else number_of_terms(self.count(item.batch))
         weights = None if self.sample_weights is None else _moved(self.sample_weights(item.batch), device)
-        if weights is not None and (not isinstance(weights, Tensor) or weights.shape != (samples,)):
+        weighs = self.sample_weights is not None
+        if weighs and (not isinstance(weights, Tensor) or weights.shape != (samples,)):
             raise InputError(f"sample_weights gave {_shown(weights)} for a batch of {samples} samples; it must be a "
                              f"tensor of shape [{samples}], a weight for each")
         if self.indices is None:
             return One(batch, count, weights, item.indices, item.own_data)
-        indices = torch.as_tensor(self.indices(item.batch), device="cpu")
-        if indices.shape != (samples,) or indices.dtype not in INTEGERS:
-            raise InputError(f"indices gave {_shown(indices)} for a batch of {samples} samples; it must be an integer "
-                             "for each, its index in the data set")
+        given = self.indices(item.batch)
+        indices = _integers(given)
+        if indices is None or indices.shape != (samples,):
+            raise InputError(f"indices gave {_shown(given if indices is None else indices)} for a batch of {samples} "
+                             "samples; it must be an integer for each, its index in the data set")
         return One(batch, count, weights, lambda: indices, own_data=False)
 
 
@@ -130,6 +132,15 @@ def number_of_terms(given: Any) -> float:
         return float(given)
     except (TypeError, ValueError) as error:
         raise InputError(f"count gave {_shown(given)} for a batch; it must be a number of terms") from error
+
+
+def _integers(given: Any) -> Tensor | None:
+    """What `indices` gave, as a tensor; None where it is none of integers."""
+    try:
+        tensor = torch.as_tensor(given, device="cpu")
+    except (TypeError, ValueError, RuntimeError):  # None, a text, lists of several lengths
+        return None
+    return tensor if tensor.dtype in INTEGERS else None
 
 
 def is_loader(given: Any) -> bool:

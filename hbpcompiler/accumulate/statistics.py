@@ -13,10 +13,10 @@ from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.losses.endings import adding_numbers
 from hbpcompiler.compiler.match.operation import aten
-from hbpcompiler.compiler.match.samples.sample_wise import order_of_result
+from hbpcompiler.compiler.match.samples.meetings import meetings_of
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.fx_graph.numbers import has_batchs_size
-from hbpcompiler.compiler.trace.graph import N, Operation
+from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.errors import TotalWarning, listing
 
 MOST = 16
@@ -61,28 +61,11 @@ def mixes(cut: Cut, rows: Batch) -> bool:
 def statistics_of(built: Built) -> list[str]:
     """The places of what samples may meet in without a derivative, with one they are kept apart, or refused; and of
     numbers made of the batch's size, or that a sum over samples has beside them."""
-    graph, rules, kind = built.matched.graph, built.matched.rules, built.matched.ending.kind
-    operations = graph.operations
-    meeting = [each for each in operations if each.name not in built.matched.active and _meets(each)]
-    sized = [each for each in operations if _is_of_size(each)]
-    beside = adding_numbers(graph, rules) if kind == "sum" else []
-    return list(dict.fromkeys([*(f"{each.target} in {each.source}" for each in [*meeting, *sized]),
+    graph, rules = built.matched.graph, built.matched.rules
+    sized = [f"{each.target} in {each.source}" for each in graph.operations if _is_of_size(each)]
+    beside = adding_numbers(graph, rules) if built.matched.ending.kind == "sum" else []
+    return list(dict.fromkeys([*meetings_of(graph, built.matched.active), *sized,
                                *(f"{each.target} in {each.source}: {BESIDE}" for each in beside)]))
-
-
-def _meets(operation: Operation) -> bool:
-    if not aten.is_torchs(operation) or not any(value.of_batch for value in operation.tensors.values()):
-        return False
-    if aten.is_pointwise(operation):
-        return _are_paired(operation)
-    return not operation.output.of_batch or order_of_result(operation, frozenset()) is None
-
-
-def _are_paired(operation: Operation) -> bool:
-    """Whether samples of one operand meet those of another, as those of [N, 1] do all of [1, N]."""
-    axes = {axis - len(value.shape) for value in operation.tensors.values()
-            for axis, length in enumerate(value.shape) if N in getattr(length, "free_symbols", ())}
-    return len(axes) > 1
 
 
 def _is_of_size(operation: Operation) -> bool:

@@ -44,7 +44,8 @@ def is_generator(value: Any) -> bool:
     """Whether an object is one of Python's or numpy's generators of random numbers, or an iterator of Python's own."""
     numpy = sys.modules.get("numpy")
     of_numpy = numpy is not None and isinstance(value, numpy.random.Generator | numpy.random.RandomState)
-    return of_numpy or isinstance(value, random.Random) or is_iterator(value)
+    of_python = isinstance(value, random.Random) and not isinstance(value, random.SystemRandom)  # which has no state
+    return of_numpy or of_python or is_iterator(value)
 
 
 def refuse_draws(generators: Sequence[Any], run: Callable[[], Result]) -> Result:

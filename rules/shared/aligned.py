@@ -151,10 +151,13 @@ def columns_per_element(op: Op, value: Tensor) -> tuple[Tensor, Tensor]:
 # -- a parameter as an operand ---------------------------------------------------------------------------------------
 
 
-def added(op: Op, name: str, sign: float = 1) -> Contraction:
-    """The cotangent of a parameter that is added `sign` times: sums of columns."""
-    if sign != 1:
-        return multiplied(op, name, lambda op: torch.full_like(op.output, sign), True)
+def added(op: Op, name: str, times: Callable[[Op], Any] = lambda op: 1) -> Contraction:
+    """The cotangent of a parameter that is added so many times: sums of columns."""
+    number = times(op)
+    if not isinstance(number, int | float):  # an expression in the batch's size, which the program has its own of
+        return multiplied(op, name, lambda op: torch.ones_like(op.output) * times(op), True)
+    if number != 1:
+        return multiplied(op, name, lambda op: torch.full_like(op.output, number), True)
 
     def columns_view(op: Op, columns: Tensor) -> Tensor:
         total = unbroadcast(op, name, columns)

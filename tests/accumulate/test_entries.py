@@ -109,3 +109,19 @@ def test_training_data_without_samples():
         for data in ([], [(X[:0], y[:0])]):
             with pytest.raises(hbp.InputError, match="the loader of the training data gave no samples"):
                 run(data)
+
+
+class NoNumber:
+    pass
+
+
+@pytest.mark.parametrize("name", ["indices", "sample_weights", "count"])
+@pytest.mark.parametrize("given", [None, "a", ["a"] * 4, NoNumber(), {}], ids=lambda given: type(given).__name__)
+def test_what_the_users_functions_give_for_a_later_batch(name, given):
+    torch.manual_seed(0)
+    right = {"indices": torch.arange(4), "sample_weights": torch.rand(4), "count": 4}[name]
+    batches = [(torch.randn(4, 4), torch.randint(3, (4,)), right), (torch.randn(4, 4), torch.randint(3, (4,)), given)]
+    compiled = hbp.compile(nn.Linear(4, 3), nn.CrossEntropyLoss(), ["grad"])
+    said = {name: lambda batch: batch[2]}
+    with pytest.raises(hbp.InputError, match=f"batch 1 of the loader: {name} gave {type(given).__name__} for a batch"):
+        hbp.accumulate(compiled, batches, prepare=lambda batch: batch[:2], progress=False, **said)

@@ -66,6 +66,9 @@ def _carried_out(rule: AnyRule, op: Op) -> None:
     for slot in sorted(op.varying() or ()):
         if slot in rule.jac_t:
             rule.jac_t[slot](op, op.output.unsqueeze(1))
+    for contraction in rule.params(op).values():
+        if contraction.operand is not None:
+            contraction.operand(op)
     if rule.elementwise_in(op) and rule.derivative is not None:
         rule.derivative(op)
     residual = rule.residual_of(op)

@@ -4,7 +4,10 @@ the batch's size, values handed to numpy."""
 from __future__ import annotations
 
 import linecache
+import os
+import random
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from hbpcompiler.compiler.trace.patches.replaced import replaced
-from hbpcompiler.compiler.trace.source.source import OUTERMOST, LossModule, is_library
+from hbpcompiler.compiler.trace.source.source import OUTERMOST, LossModule, is_library, of_python
 from hbpcompiler.errors import ModelError
 
 MEAN_OF_NONE = ("a mean of what a mask picks is taken on a condition that there are rows; write a sum over "
@@ -42,6 +45,14 @@ DRAWN = ("torch.normal lets no derivative through: torch's gradient of its mean 
          "mean + std * torch.randn_like(mean), or torch.normal(mean.detach(), std) where nothing is to pass")
 DIFFERENCES = ("torch.gradient takes the lengths of all axes as plain numbers; write the differences with slices, as "
                "in torch.cat([h[:, 1:2] - h[:, :1], (h[:, 2:] - h[:, :-2]) / 2, h[:, -1:] - h[:, -2:-1]], 1)")
+
+
+SEEDED = ("torch's random generator is seeded or put back here, which a program leaves out: it would draw other "
+          "numbers at each call. For the same numbers at each call make a tensor once and keep it (register_buffer); "
+          "otherwise seed before the call, or pass generator= to it")
+ENTROPY = ("random numbers of the operating system (os.urandom, secrets, uuid4, random.SystemRandom) are taken here, "
+           "and a program would repeat one draw for ever; draw with torch (torch.rand, torch.randint), which programs "
+           "do at each call, or outside, and pass the number as an input or an attribute")
 
 
 class NoLossError(ModelError):
@@ -148,7 +159,51 @@ def refusals(fixing: list[Fixing]) -> Iterator[None]:
                             (SymFloat, "__int__")):
             stack.enter_context(replaced(owner, name, noting(getattr(owner, name))))
         stack.enter_context(replaced(Tensor, "__iter__", samples))
+        stack.enter_context(_no_seeds())
+        for owner, name in ((os, "urandom"), (random, "_urandom")):
+            stack.enter_context(replaced(owner, name, _not_by_users(getattr(owner, name))))
         yield
+
+
+class _NotSeeded:
+    """In place of torch's generator for all that torch.manual_seed, fork_rng and their kin do with it."""
+
+    def __init__(self, own: torch.Generator) -> None:
+        self._own, self._thread = own, threading.current_thread()
+
+    def __getattr__(self, name: str) -> Any:
+        seeds = name in ("manual_seed", "seed", "set_state") and threading.current_thread() is self._thread
+        return _refusing(SEEDED) if seeds else getattr(self._own, name)
+
+
+@contextmanager
+def _no_seeds() -> Iterator[None]:
+    """Meanwhile what sets torch's generators raises CannotFollowError. What does so by other ways, as
+    torch.default_generator.manual_seed, is seen by its seed; their states other threads may move that draw."""
+    own = torch.default_generator
+    with ExitStack() as stack:
+        stack.enter_context(replaced(torch.random, "default_generator", _NotSeeded(own)))
+        for name in ("manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_state_all"):
+            for owner in (torch.cuda, torch.cuda.random):
+                stack.enter_context(replaced(owner, name, _refusing(SEEDED)))
+        before = own.initial_seed()
+        yield
+        if own.initial_seed() != before:
+            raise CannotFollowError(SEEDED.replace("here", "in the model or the loss"))
+
+
+def _not_by_users(entropy: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """But for a library that is no part of Python's, which names a file or a run by it."""
+
+    def taken(count: int) -> bytes:
+        frame = sys._getframe(2)  # `replaced` is between
+        while frame.f_back is not None and of_python(frame.f_code.co_filename):
+            frame = frame.f_back
+        if "-packages" not in frame.f_code.co_filename and not is_library(frame.f_code.co_filename):
+            raise CannotFollowError(ENTROPY)
+        return entropy(count)
+
+    return taken
 
 
 @contextmanager

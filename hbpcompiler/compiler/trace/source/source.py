@@ -32,8 +32,12 @@ FRAME = re.compile(r'File "(?P<file>[^"\n]+)", line (?P<line>\d+), in [^\n]+\n\s
 
 def is_library(file: str) -> bool:
     """Whether this is a file of torch's, Python's or this library's, or no file."""
-    standard = file.startswith(STANDARD) and "-packages" not in file
-    return standard or file.startswith((*LIBRARY, "<string>", "<frozen"))
+    return of_python(file) or file.startswith((*LIBRARY, "<string>", "<frozen"))
+
+
+def of_python(file: str) -> bool:
+    """Whether this is a file of Python's standard library."""
+    return file.startswith(STANDARD) and "-packages" not in file
 
 
 class _Libraries:

@@ -154,3 +154,45 @@ def test_lists_with_the_batchs_size_in_them(over_batch):
     compiled = hbp.compile(model, lambda o, t: (over_batch(o[:, 0], t.shape) - t).square().mean(), ["grad"])
     with pytest.raises(hbp.HbpError, match=r"_norm in the loss, .*: its argument normalized_shape=\[N\] depends on"):
         compiled(x, y)
+
+
+def a_parameter_times(function):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3, dtype=torch.float64)
+            self.p = nn.Parameter(torch.randn(3, dtype=torch.float64))
+            self.w = nn.Parameter(torch.randn(3, 3, dtype=torch.float64))
+
+        def forward(self, x):
+            return function(torch.tanh(self.layer(x)) @ self.w, self, len(x))
+
+    return Model()
+
+
+@pytest.mark.parametrize("function", [
+    lambda h, m, n: torch.add(h, m.p, alpha=1 / n), lambda h, m, n: torch.sub(h, m.p, alpha=1 / n),
+    lambda h, m, n: torch.rsub(m.p, h, alpha=n), lambda h, m, n: torch.addmm(m.p, h, m.w, beta=1 / n, alpha=2 / n)],
+    ids=["add", "sub", "rsub", "addmm"])
+def test_parameters_that_are_added_so_many_times(function):
+    torch.manual_seed(0)
+    model = a_parameter_times(function)
+    compiled = hbp.compile(model, quantities=["grad", "variance", "diag_ggn", "diag_h"])
+    for samples in (6, 5, 2, 1):
+        X, y = torch.randn(samples, 4, dtype=torch.float64), torch.arange(samples) % 3
+        agree(compiled(X, y), model, nn.CrossEntropyLoss(), [X], y)
+
+
+@pytest.mark.parametrize("loss", [
+    lambda o, t: torch.add(o.square().sum(), o.exp().sum(), alpha=1 / len(o)),
+    lambda o, t: torch.sub(o.square().sum(), o.exp().sum(), alpha=-1 / len(o)),
+    lambda o, t: torch.sub(o.square().mean(), o.sin().mean(), alpha=len(o))], ids=["add", "sub", "times N"])
+def test_sums_in_a_loss_that_are_added_so_many_times(loss):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3, dtype=torch.float64)
+    compiled = hbp.compile(model, loss, ["grad"])
+    for samples in (6, 9, 2, 1):
+        X = torch.randn(samples, 4, dtype=torch.float64)
+        result, value = compiled(X, None), loss(model(X), None)
+        close(result.loss, value.detach(), "loss")
+        close(result.grad["weight"], torch.autograd.grad(value, model.weight)[0], "gradient")
