@@ -14,7 +14,9 @@ def addmm_forward(op: Op) -> Tensor:
 def addmm_params(op: Op) -> Mapping[str, Contraction]:
     equation = "nkpo,npi->nkio" if len(op.shape("mat1")) > 1 else "nko,ni->nkio"
     weight = Contraction(equation, operand=lambda op: scaled(op.mat1, op.alpha))
-    return {"mat2": weight} if op.has_samples("self") else {"self": added(op, "self", lambda op: op.beta), "mat2": weight}
+    if op.has_samples("self"):
+        return {"mat2": weight}
+    return {"self": added(op, "self", lambda op: op.beta), "mat2": weight}
 
 
 def addmm_refused(op: Op) -> str | None:
