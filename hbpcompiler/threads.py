@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
-from torch import nn
+import torch
+from torch import nn, overrides
 
 from hbpcompiler.errors import ModelError
 
@@ -24,6 +25,7 @@ LONGEST = 600.0
 TRIES = 3
 REMEMBERED = 256
 """Passes that have begun last, of which it is known what they hold."""
+_number_of_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", lambda: 0)
 
 
 class Lock:
@@ -206,3 +208,12 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_after_fork)
+
+
+def function_modes() -> tuple[type, ...]:
+    """The kinds of the user's torch.overrides.TorchFunctionMode in force in this thread. A program runs within them as
+    the model does, and one that is changed in another way is refused by its proof, which each state has for itself."""
+    if not _number_of_modes():
+        return ()
+    kinds = map(type, overrides._get_current_function_mode_stack())
+    return tuple(kind for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "hbpcompiler"))

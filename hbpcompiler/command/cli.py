@@ -74,7 +74,7 @@ def _shapes(context: click.Context, parameter: click.Parameter, values: Sequence
             shape = tuple(int(length) for length in value.split(",") if length.strip())
         except ValueError:
             shape = (0,)
-        if any(length < 1 for length in shape):
+        if any(not 1 <= length < 2**63 for length in shape):
             raise click.BadParameter(f"'{value}' is no shape; write positive numbers with commas, such as 3,32,32")
         shapes.append(shape)
     return shapes
@@ -92,7 +92,7 @@ def job(command: Callable[..., None]) -> Callable[..., None]:
                      help="bce is with logits; poisson is the negative log likelihood of a log rate."),
         click.option("--reduction", type=click.Choice(["mean", "sum"]), default="mean", show_default=True,
                      help="How the loss combines the samples."),
-        click.option("-b", "--batch", type=click.IntRange(min=1), default=64, show_default=True, metavar="N",
+        click.option("-b", "--batch", type=click.IntRange(min=1, max=2**62), default=64, show_default=True, metavar="N",
                      help="Batch size of the example, and N in the costs of `explain`. The program takes any."),
         click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", show_default=True,
                      help="Type that model and inputs are converted to."),

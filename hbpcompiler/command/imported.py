@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+import torch
 
 from hbpcompiler.errors import HbpError
+
+_NO_MEMORY = ("allocate memory", "out of memory", "Storage size calculation overflowed")
+"""Torch's own words, in errors of no class of their own."""
 
 
 class Failure(click.ClickException):
@@ -26,6 +30,12 @@ def clean_errors() -> Iterator[None]:
         yield
     except HbpError as error:
         raise Failure(str(error).replace("call model.eval()", "pass --eval (in Python: model.eval())")) from error
+    except (MemoryError, RuntimeError, OverflowError) as error:
+        text = str(error)
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(word in text for word in _NO_MEMORY):
+            raise
+        raise Failure("there is not enough memory for this model and batch; take a smaller one"
+                      f"{f' ({text.splitlines()[0]})' if text else ''}") from error
 
 
 def imported(place: str) -> Any:

@@ -1,4 +1,5 @@
-"""State of the thread, not of the model, that decides what a trace looks like: autocast, default dtype and device."""
+"""State of the thread, not of the model, that decides what a trace looks like: autocast, default dtype and device,
+function modes."""
 
 from __future__ import annotations
 
@@ -9,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from hbpcompiler.threads import function_modes
+
 _any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 """Whether it is on for some type of device: much faster than to ask for one by its name."""
 Ambient = tuple[Any, ...]
-"""The default dtype, and per device type autocast's dtype, or None where it is off."""
+"""The default dtype, the kinds of function modes, and per device type autocast's dtype, or None where it is off."""
 
 
 def device_types(model: nn.Module) -> tuple[str, ...]:
@@ -23,9 +26,14 @@ def device_types(model: nn.Module) -> tuple[str, ...]:
 def ambient(kinds: Sequence[str]) -> Ambient:
     """The state that this thread is in."""
     if not _any_autocast():
-        return (torch.get_default_dtype(), *(None,) * len(kinds))
-    return (torch.get_default_dtype(),
+        return (torch.get_default_dtype(), function_modes(), *(None,) * len(kinds))
+    return (torch.get_default_dtype(), function_modes(),
             *[torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None for kind in kinds])
+
+
+def autocasts(surroundings: Ambient) -> bool:
+    """Whether autocast is on for some type of device."""
+    return any(surroundings[2:])
 
 
 def around_traces() -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from hbpcompiler.guards import memory
-from hbpcompiler.guards.ambient import Ambient, ambient, around_traces, device_types
+from hbpcompiler.guards.ambient import Ambient, ambient, around_traces, autocasts, device_types
 from hbpcompiler.guards.draws import refuse_draws
 from hbpcompiler.guards.walk import Walk
 from hbpcompiler.threads import TRACING
@@ -34,7 +34,7 @@ class State:
     @property
     def autocast(self) -> bool:
         """Whether autocast is on."""
-        return any(self.surroundings[1:])
+        return autocasts(self.surroundings)
 
     @property
     def of_traces(self) -> Hashable:

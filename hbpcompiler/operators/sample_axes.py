@@ -53,14 +53,28 @@ def sample_axes(passes: Passes, batch: Batch) -> list[SampleAxis | None]:
     Raises UnsupportedOpError for outputs that mix samples, and for what cannot be told.
     """
     refuse_batch_norm(passes.model)
-    runs = []
+    modules = list(passes.model.modules())
+    own, runs = _runs(passes, batch, []), _runs(passes, batch, modules)
+    if _shapes(own) != _shapes(runs):
+        # It returns something in training alone, or otherwise: only torch's own modules, dropout, are in eval mode.
+        runs = _runs(passes, batch, [each for each in modules if type(each).__module__.partition(".")[0] == "torch"])
+    return [_axis(number, *pair) for number, pair in enumerate(zip(runs[0], runs[1], strict=True))]
+
+
+def _runs(passes: Passes, batch: Batch, without_draws: Sequence[nn.Module]) -> list[list[Tensor]]:
+    """The outputs of MORE rows and of FEWER, with these modules in eval mode."""
+    found = []
     for rows in (MORE, FEWER):
         few = Batch(batch.rows(rows), batch.layout)
         with torch.no_grad(), passes.careful(), passes.held(), passes.drawn(0, batch):
-            for module in passes.model.modules():
+            for module in without_draws:
                 module.training = False
-            runs.append([output.detach() for output in passes.outputs(few)[0]])
-    return [_axis(number, more, fewer) for number, (more, fewer) in enumerate(zip(*runs, strict=True))]
+            found.append([output.detach() for output in passes.outputs(few)[0]])
+    return found
+
+
+def _shapes(runs: list[list[Tensor]]) -> list[list[torch.Size]]:
+    return [[output.shape for output in outputs] for outputs in runs]
 
 
 class SampleAxes:

@@ -72,7 +72,7 @@ class Space:
 
     def split(self, flat: Tensor) -> Columns:
         """[D, F] -> [F, *theta] each."""
-        parts = flat.T.split(self.sizes, 1)
+        parts = map(_in_pairs, flat.T.split(self.sizes, 1))
         return [part.reshape(len(part), *shape) for part, shape in zip(parts, self.shapes.values(), strict=True)]
 
     def joined(self, columns: Columns) -> Tensor:
@@ -143,6 +143,12 @@ class Space:
         if findings:
             raise InputError(listing(f"this cannot be multiplied with an operator of shape [{self.size}, {self.size}]:",
                                      findings))
+
+
+def _in_pairs(part: Tensor) -> Tensor:
+    """In memory that torch.view_as_complex can read, as it does of the parameter itself: it takes pairs side by side
+    that begin at an even place."""
+    return part.clone(memory_format=torch.contiguous_format) if part.storage_offset() % 2 else part.contiguous()
 
 
 def _as_given(columns: Columns, single: bool) -> Columns:

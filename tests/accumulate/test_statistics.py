@@ -122,14 +122,14 @@ def cut_up(lengths):
     return [(x, (y, w)) for x, y, w in zip(*parts, strict=True)]
 
 
-@pytest.mark.parametrize("lengths", [[1] * 8, [2] * 4, [6, 1, 5], [1, 11]], ids=str)
+@pytest.mark.parametrize("lengths", [[1] * 8, [2] * 4, [6, 1, 5], [1, 11]])
 @pytest.mark.parametrize("model", [Standardising, Shifting, ByPlace, ByNumber])
 def test_however_small_the_batches_are(model, lengths):
     with pytest.warns(hbp.TotalWarning, match=r"make of a whole batch(.|\n)*test_statistics\.py:\d+"):
         hbp.accumulate(hbp.compile(model(), plain, ["grad"]), cut_up(lengths), progress=False)
 
 
-@pytest.mark.parametrize("quantities", [["grad", "kfac"], ["diag_ggn_mc"]], ids=str)
+@pytest.mark.parametrize("quantities", [["grad", "kfac"], ["diag_ggn_mc"]])
 def test_beside_what_is_drawn(quantities):
     def loss(o, t):
         return F.mse_loss(o[:, 0], t[0])
@@ -178,7 +178,7 @@ class AmongPairs(nn.Module):
 
 
 @pytest.mark.parametrize(("model", "loss"), [(nn.Linear(4, 1), as_often_as_alike), (nn.Linear(4, 1), with_larger_ones),
-                                             (AmongPairs(), plain)], ids=str)
+                                             (AmongPairs(), plain)])
 def test_pairs_of_samples(model, loss):
     with pytest.warns(hbp.TotalWarning, match=r"make of a whole batch(.|\n)*test_statistics\.py:\d+"):
         hbp.accumulate(hbp.compile(model, loss, ["grad"]), batches(), progress=False)

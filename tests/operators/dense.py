@@ -17,8 +17,8 @@ def dense(run, kind, names=None):
         rows = torch.cat([jacobian(run.output, run.parameters[name]) for name in names], 1)
         return rows.T @ run.curvature @ rows
     if kind == "hessian":
-        slope = torch.cat([derivative(run.loss, run.parameters[name], keep=True).flatten() for name in names])
-        return torch.cat([jacobian(slope, run.parameters[name]) for name in names], 1)
+        slopes = [derivative(run.loss, run.parameters[name], keep=True).flatten() for name in names]
+        return torch.cat([torch.cat([jacobian(slope, run.parameters[name]) for slope in slopes]) for name in names], 1)
     each = torch.cat([run.sample_gradients(name).reshape(run.batch, -1) for name in names], 1)
     return each.T @ each / (run.batch if run.mean else 1)
 

@@ -251,3 +251,48 @@ def test_copies_watch_their_own_model():
         same(copied @ v, before)
         copied._passes.loss.weight.mul_(WEIGHTS)
         same(copied @ v, operator @ v)
+
+
+class Auxiliary(nn.Module):
+    """Of Inception's kind: a second output in training alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.aux = nn.Linear(3, 3), nn.Linear(3, 2), nn.Linear(3, 2)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        return (self.b(h), self.aux(self.dropout(h))) if self.training else self.b(h)
+
+
+def of_both(outputs, y):
+    return cross_entropy(outputs[0], y) + 0.4 * cross_entropy(outputs[1], y)
+
+
+@pytest.mark.parametrize("kind", ["ggn", "hessian", "fisher_empirical"])
+def test_outputs_that_a_model_has_in_training_alone(kind):
+    torch.manual_seed(0)
+    model, X, y = Auxiliary().double(), double(9, 3), torch.arange(9) % 2
+    model.dropout.p = 0.0
+    whole = hbp.operator(model, of_both, (X, y), kind)
+    parts = hbp.operator(model, of_both, [(X[:4], y[:4]), (X[4:], y[4:])], kind)
+    same(parts.to_dense(), whole.to_dense())
+    model.dropout.p = 0.5
+    assert hbp.operator(model, of_both, [(X[:4], y[:4]), (X[4:], y[4:])], kind).to_dense().isfinite().all()
+
+
+class OtherwiseInTraining(nn.Linear):
+    def forward(self, x):
+        return super().forward(x).T if self.training else super().forward(x)
+
+
+def test_outputs_that_lie_otherwise_in_training():
+    torch.manual_seed(0)
+    model, X, y = OtherwiseInTraining(3, 2).double(), double(9, 3), torch.arange(9) % 2
+
+    def loss(output, target):
+        return cross_entropy(output.T, target)
+
+    whole = hbp.operator(model, loss, (X, y), "ggn").to_dense()
+    same(hbp.operator(model, loss, [(X[:4], y[:4]), (X[4:], y[4:])], "ggn").to_dense(), whole)

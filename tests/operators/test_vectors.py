@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from tests.operators.dense import same
+from hbpcompiler.reference import Forward
+from tests.operators.dense import dense, same
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +85,31 @@ def test_options_that_make_no_sense():
         hbp.operator(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).double()), loss, batch)
     with pytest.raises(hbp.InputError, match="y does not fit the loss"):
         hbp.operator(model, loss, (batch[0], batch[1].float()))
+
+
+class Spectral(nn.Module):
+    """A parameter that is read as complex numbers, behind so many others."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.before = nn.Parameter(torch.randn(before, dtype=torch.float64))
+        self.pairs = nn.Parameter(torch.randn(3, 2, dtype=torch.float64))
+        self.last = nn.Linear(3, 2, dtype=torch.float64)
+
+    def forward(self, x):
+        spectrum = torch.fft.fft(x * self.before[:3]) * torch.view_as_complex(self.pairs)
+        return self.last(spectrum.real.tanh())
+
+
+@pytest.mark.parametrize("before", [3, 4])
+@pytest.mark.parametrize("kind", ["ggn", "hessian", "fisher_empirical"])
+def test_parameters_that_are_read_as_complex_numbers(before, kind):
+    torch.manual_seed(0)
+    model = Spectral(before)
+    batch = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 0])
+    operator = hbp.operator(model, nn.CrossEntropyLoss(), batch, kind)
+    expected = dense(Forward(model, nn.CrossEntropyLoss(), (batch[0],), batch[1]), kind)
+    same(operator.to_dense(), expected)
+    many = torch.randn(expected.shape[0], 3, dtype=torch.float64)
+    same(operator @ many, expected @ many)
+    same(operator @ many[:, 0], expected @ many[:, 0])

@@ -28,6 +28,7 @@ from hbpcompiler.compiler.trace.source.custom_functions import STRAIGHT
 from hbpcompiler.compiler.trace.source.source import FRAME, LIBRARY
 from hbpcompiler.compiler.trace.with_state import ordinary_mode
 from hbpcompiler.rule.registry import Registry
+from hbpcompiler.threads import function_modes
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = ("_global_backward_hooks", "_global_backward_pre_hooks")
@@ -43,7 +44,7 @@ def suspects(candidate: Candidate, batch: Batch, draws: Draws, of: Collection[st
     """A sentence for each, with its place and what to write instead; `of`: the parameters whose numbers disagree. Runs
     the model's forward once more."""
     model, loss, matched, registry = candidate.model, candidate.loss, candidate.matched, candidate.options.registry
-    found = [*held_elsewhere(model, candidate.state, of), *hooks(model, loss), *_ended(matched),
+    found = [*held_elsewhere(model, candidate.state, of), *_modes(), *hooks(model, loss), *_ended(matched),
              *_rules_of_others(matched, registry), *_module_rules_of_others(model, registry)]
     watcher = _Watcher(model)
     with warnings.catch_warnings(), unchanged(model, loss), drawing(draws), ordinary_mode():
@@ -72,6 +73,11 @@ def hooks(model: nn.Module, loss: Any = None) -> list[str]:
         found += [f"{_described(hook)}, a hook of parameter {name!r}: remove it, and change the result's gradient "
                   "instead" for hook in own.values()]
     return found
+
+
+def _modes() -> list[str]:
+    return [f"{kind.__qualname__}, a TorchFunctionMode in force, changes what the program's operations give, too: call "
+            "outside of it, or write what it does into the model" for kind in function_modes()]
 
 
 def _described(hook: Any) -> str:

@@ -271,7 +271,7 @@ def _quiet() -> Iterator[None]:
 
 def _fixes_size(error: Exception) -> bool:
     """Whether torch says that code makes a plain number of the batch's size."""
-    return any(word in str(error) for word in ("onstrain", "specialized", "pecialization"))
+    return any(word in str(error) for word in ("onstrain", "specialized", "pecialization", "inconsistencies"))
 
 
 def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Sequence[str]) -> ModelError:

@@ -13,6 +13,7 @@ from typing import Any
 import sympy
 
 from hbpcompiler.compiler.trace.conditions.one_sample import WayOfOne, ways_of_one
+from hbpcompiler.compiler.trace.fx_graph.numbers import ROUNDING
 from hbpcompiler.compiler.trace.source.source import OUTERMOST
 
 SMALL, LARGEST = range(1, 257), 2**40
@@ -33,8 +34,9 @@ class Sizes:
         return all(_holds(guard, max(samples, 1)) for guard in self.conditions)
 
     def fixing(self) -> list[str]:
-        """The user's lines of code that fix the size: no two sizes fulfil the condition."""
-        found = {_line(guard) for guard in self.conditions if not _hold_for_two(guard)}
+        """The user's lines of code that fix the size: no two sizes fulfil the condition, and not since a product is
+        rounded, of which each whole number has a program of its own."""
+        found = {_line(guard) for guard in self.conditions if not _hold_for_two(guard) and not _rounds(guard)}
         return sorted(found - {TORCHS} or found)
 
     def excluding(self, samples: int) -> list[str]:
@@ -58,6 +60,11 @@ def sizes_of(program: Any) -> Sizes:
 def is_always_fulfilled(guard: Any) -> bool:
     """Whether a condition holds for batches of every size."""
     return all(_holds(guard, size) for size in _tried(guard))
+
+
+def _rounds(guard: Any) -> bool:
+    """Whether it is int(0.7 * len(x)) that is asked."""
+    return any(type(part).__name__ in ROUNDING for part in guard.expr.atoms(sympy.Function))
 
 
 def _hold_for_two(guard: Any) -> bool:

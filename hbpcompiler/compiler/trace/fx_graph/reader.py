@@ -27,7 +27,10 @@ from hbpcompiler.errors import ModelError, listing
 
 SPELLED = {"TruncToInt": "int() or math.trunc() of what may be negative", "RoundToInt": "round()",
            "RoundDecimal": "round() to places behind the point", "OpaqueUnaryFn_log": "math.log()",
-           "OpaqueUnaryFn_exp": "math.exp()", "OpaqueUnaryFn_log2": "math.log2()"}
+           "OpaqueUnaryFn_exp": "math.exp()", "OpaqueUnaryFn_log2": "math.log2()",
+           "StrictGreaterThan": "comparing (>)", "StrictLessThan": "comparing (<)", "GreaterThan": "comparing (>=)",
+           "LessThan": "comparing (<=)", "Equality": "comparing (==)", "Unequality": "comparing (!=)",
+           "BitwiseFn_bitwise_and": "&", "BitwiseFn_bitwise_or": "|", "BitwiseFn_bitwise_xor": "^"}
 """torch's functions of sizes as people write them."""
 
 

@@ -48,6 +48,30 @@ def test_a_way_that_only_one_sample_goes():
         compiled(torch.randn(1, 3), torch.tensor([0]))
 
 
+@pytest.mark.parametrize(("share", "sizes"), [(0.7, (6, 9, 2, 40, 7)), (1.0, (6, 9, 2)), (0.29, (100, 10, 7))])
+def test_each_rounded_share_of_the_size_has_a_program(share, sizes):
+    """0.29 * 100 is a little less than 29 in Python's floats."""
+    def loss(output, target):
+        return (output.square().sum(1) * (torch.arange(len(output)) < int(share * len(output)))).sum()
+
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).to(D)
+    compiled = hbp.compile(model, loss, ["grad"])
+    for samples in sizes:
+        x = torch.randn(samples, 3, dtype=D)
+        result, value = compiled(x, None), loss(model(x), None)
+        close(result.loss, value.detach(), f"loss of {samples} samples")
+        close(result.grad["weight"], torch.autograd.grad(value, model.weight)[0], f"{samples} samples")
+
+
+def test_what_cannot_be_computed_of_the_size_is_said_as_it_is_written():
+    model, x = nn.Linear(3, 2), torch.randn(6, 3)
+    with pytest.raises(hbp.CompileError, match=r"makes a number of the batch's size by comparing \(>\), which"):
+        hbp.compile(model, lambda o, t: (len(o) > 3) * o.square().sum(), ["grad"])(x, None)
+    with pytest.raises(hbp.CompileError, match=r"its code fixes the batch's size.*\n.*int\(-len\(o\) / 2\)"):
+        hbp.compile(model, lambda o, t: o.square().sum() * int(-len(o) / 2), ["grad"])(x, None)
+
+
 def test_no_conditions():
     program = torch.export.export(nn.Linear(3, 2), (torch.ones(7, 3),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
     assert sizes_of(program) == EVERY == Sizes()
