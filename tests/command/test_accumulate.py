@@ -92,6 +92,7 @@ def test_losses_and_counts(call, tmp_path):
 @pytest.mark.parametrize(("more", "text"), [
     (["--resume"], "no totals.pt to go on from"),
     (["--loss", "accumulated_nets:nothing"], "has no 'nothing'"),
+    (["--loss", "accumulated_nets:sumed"], "has no 'sumed' (is it summed?)"),
     (["-q", "batch_grad"], "do not add up"),
 ])
 def test_wrong_arguments(call, more, text):
