@@ -37,8 +37,10 @@ def settings_of(model: nn.Module, loss: Callable[..., Tensor]) -> dict[str, str]
 def around(model: nn.Module) -> dict[str, str]:
     """What of this thread's state makes another program, where it is not torch's own."""
     kinds = device_types(model)
-    dtype, *casts = ambient(kinds)
+    dtype, modes, *casts = ambient(kinds)
     found = {f"torch.autocast on {kind}": str(cast) for kind, cast in zip(kinds, casts, strict=True) if cast}
+    if modes:
+        found["function modes"] = ", ".join(mode.__qualname__ for mode in modes)
     return found if dtype is torch.float32 else {**found, "torch's default dtype": str(dtype)}
 
 
