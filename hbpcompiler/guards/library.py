@@ -22,6 +22,7 @@ _PARTS = (types.SimpleNamespace, argparse.Namespace, UserDict, UserList, UserStr
 _MODULES_OF_PARTS = ("torch.distributions", "weakref", "_weakrefset", "multiprocessing.sharedctypes", "os",
                      "configparser", "numpy")
 _CLOSED_MODULES = ("torch._ops", "torch._C", "torch.jit", "torch._dynamo")
+_BETWEEN_THREADS = ("threading", "queue", "multiprocessing", "concurrent", "asyncio", "selectors", "socket")
 _BUFFERS = (bytearray, array, memoryview)
 _CONTAINERS = (dict, list, set, deque, Tensor, *_BUFFERS)
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
@@ -52,6 +53,11 @@ def is_closed(value: Any) -> bool:
     """Whether an object is what it is, whatever it holds: modules of Python's, whose functions are code, and torch's
     operations, which keep there what they have found out about themselves."""
     return isinstance(value, types.ModuleType) or type(value).__module__.startswith(_CLOSED_MODULES)
+
+
+def is_between_threads(value: Any) -> bool:
+    """Whether threads wait for each other by it: what it holds beside plain values is theirs."""
+    return type(value).__module__.startswith(_BETWEEN_THREADS)
 
 
 def reader(value: Any) -> Callable[[], Any] | None:

@@ -284,7 +284,9 @@ class Walk:
 
     def _attributes(self, value: Any, direct: bool) -> None:
         own, whole = getattr(value, "__dict__", {}), library.is_whole(type(value))
+        is_users = whole or not of_library(type(value).__module__)  # else others may wait for what it says
         names = read_by_code.names_with_methods(type(value), self._names)
+        self.watched.puts_back = is_users
         self.watched.keys(own)
         slots = slots_of(type(value))
         for name in slots:
@@ -295,4 +297,6 @@ class Walk:
                 self._atoms.append(name)
                 if name in own:
                     self.watched.name(own, name)
-                self._visit(attribute, direct=whole or direct)
+                if is_users or not library.is_between_threads(value) or is_plain(attribute):
+                    self._visit(attribute, direct=whole or direct)
+        self.watched.puts_back = True

@@ -35,6 +35,8 @@ class Watched:
     """Containers with what they held when a walk came by."""
 
     def __init__(self) -> None:
+        self.puts_back = True
+        """Whether what is met now is put back: not what libraries' objects hold, which others may move meanwhile."""
         self._moved = Conditions()
         self._when, self._name = self._moved.when, self._moved.named
         self._checks: list[Callable[[], bool]] | None = None
@@ -48,7 +50,7 @@ class Watched:
 
     def mapping(self, held: Mapping[Any, Any]) -> None:
         """A dict: which values it has, in their order, and under which keys."""
-        if isinstance(held, MutableMapping):
+        if isinstance(held, MutableMapping) and self.puts_back:
             self._copies.append((held, dict(held)))
         if _short(held):
             self._keys(held)
@@ -70,7 +72,8 @@ class Watched:
 
     def keys(self, held: MutableMapping[str, Any]) -> None:
         """Which attributes an object has, whatever they are."""
-        self._own_names.append((held, list(held)))
+        if self.puts_back:
+            self._own_names.append((held, list(held)))
         if _short(held):
             self._keys(held)
         else:
@@ -84,7 +87,7 @@ class Watched:
 
     def elements(self, held: Any) -> None:
         """A list, a set, an array of objects."""
-        if isinstance(held, list | deque | set):
+        if isinstance(held, list | deque | set) and self.puts_back:
             self._copies.append((held, set(held) if isinstance(held, set) else list(held)))
         self._elements(held)
 
@@ -98,7 +101,8 @@ class Watched:
 
     def name(self, held: MutableMapping[str, Any], name: str) -> None:
         """One entry of a dict, which may be missing."""
-        self._names.append((held, name, held.get(name, MISSING)))
+        if self.puts_back:
+            self._names.append((held, name, held.get(name, MISSING)))
         self.name_of_library(held, name)
 
     def name_of_library(self, held: MutableMapping[str, Any], name: str) -> None:

@@ -546,6 +546,20 @@ def test_windows_sets_and_counters_of_classes_are_put_back():
     assert walk.watched.unchanged()
 
 
+def test_what_objects_of_libraries_hold_is_not_put_back():
+    """Another thread may have set it meanwhile, and a third one waits for it."""
+    held = LibraryObjects()
+    for loss, read in ((held.flag, held.event.is_set), (held.rate, lambda: held.optimizer.param_groups[0]["lr"] == 2)):
+        walk = Walk(nn.Linear(3, 3), loss)
+        held.event.set()
+        held.optimizer.param_groups[0]["lr"] = 2.0
+        assert not walk.watched.unchanged()
+        walk.watched.put_back()
+        assert read()
+        held.event.clear()
+        held.optimizer.param_groups[0]["lr"] = 1.0
+
+
 def test_generators_are_found():
     model = Own()
     model.settings.T, model.named["r"] = np.random.default_rng(0), random.Random(0)
