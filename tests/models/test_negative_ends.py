@@ -1,4 +1,4 @@
-"""Losses that end in minus a mean or a sum of concave functions are known to be convex, and minus convex ones are not."""
+"""Losses that end in minus a mean or a sum of concave functions are known to be convex; minus convex ones are not."""
 
 import warnings
 
