@@ -46,7 +46,8 @@ def _derivative(rule: Rule, op: Op, slot: str, order: int, never_negative: Colle
     expression = None if rule.expression is None else rule.expression(op)
     if expression is None:
         return None
-    known = {operand_symbol(name): sympy.Symbol(f"known_{name}", nonnegative=True) for name in never_negative}
+    # Positive, of which sympy knows the sign of 1 / x, too; at 0 a derivative is a limit of these, or there is none.
+    known = {operand_symbol(name): sympy.Symbol(f"known_{name}", positive=True) for name in never_negative}
     return sympy.diff(expression, operand_symbol(slot), order).subs(known)
 
 

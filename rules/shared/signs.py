@@ -6,9 +6,9 @@ A loss that is multiplied by such numbers, as by a mask, stays convex.
 from __future__ import annotations
 
 NEVER_NEGATIVE = frozenset({
-    "aten.abs", "aten.exp", "aten.sigmoid", "aten.softplus", "aten.relu", "aten._softmax", "aten.ones_like",
-    "aten.zeros_like", "aten.ones", "aten.zeros", "aten.one_hot", "aten.linalg_vector_norm",
-    "aten.argmax", "aten.argmin",
+    "aten.abs", "aten.exp", "aten.sigmoid", "aten.softplus", "aten.relu", "aten.softmax", "aten._softmax",
+    "aten._safe_softmax", "aten.ones_like", "aten.zeros_like", "aten.ones", "aten.zeros", "aten.one_hot",
+    "aten.linalg_vector_norm", "aten.argmax", "aten.argmin",
 })
 WITHOUT_NEGATIVE = frozenset({
     "aten._to_copy", "aten.to", "aten.clone", "aten.detach", "aten.alias", "aten.view", "aten._unsafe_view",

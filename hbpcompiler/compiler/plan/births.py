@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from hbpcompiler import schemes
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
-from hbpcompiler.compiler.match.losses.endings import is_positive
+from hbpcompiler.compiler.match.losses.endings import sign_of
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.plan.joint import Joint, joint_blocks
@@ -67,8 +67,9 @@ class Births(Outputs):
         self.steps.append(Seed(operation, self.gradient))
         self._arrive(value, self.gradient)
         residual = rule.residual_of(op)
-        signed = not is_positive(self.matched.ending.multiples[operation.name])
-        self._slope(value, None if signed else order_sign(rule))
+        sign, slope = sign_of(self.matched.ending.multiples[operation.name]), order_sign(rule)
+        signed = sign != 1
+        self._slope(value, sign * slope if sign and slope else None)
         for stream in sorted(self.streams & {GGN, GGN_MC, KFRA}):
             if stream == GGN_MC and rule.sample is not None:
                 piece = self._piece("M", stream, COLUMNS, self.mc_samples, signed)

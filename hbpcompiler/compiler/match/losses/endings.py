@@ -247,8 +247,10 @@ def _of_unknowns(operation: Operation, active: AbstractSet[str], signs: Abstract
     return bind(operation, {**held, "output": unknown(operation.name, signs)}.__getitem__, active)
 
 
-def is_positive(multiple: Any) -> bool:
-    return bool(sympy.sympify(multiple).is_positive)
+def sign_of(multiple: Any) -> int | None:
+    """1 or -1; None where it is unknown."""
+    expression = sympy.sympify(multiple)
+    return 1 if expression.is_positive else -1 if expression.is_negative else None
 
 
 def tail_refusals(operation: Operation, rule: AnyRule, active: AbstractSet[str]) -> list[str]:

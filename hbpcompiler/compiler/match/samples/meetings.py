@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
+import torch
+
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.samples.sample_wise import order_of_result
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
@@ -18,6 +20,8 @@ def meetings_of(graph: Graph, active: AbstractSet[str]) -> list[str]:
 def _meets(operation: Operation) -> bool:
     if not aten.is_torchs(operation) or not any(value.of_batch for value in operation.tensors.values()):
         return False
+    if torch.Tag.nondeterministic_seeded in aten.overload_of(operation).tags:
+        return False  # it draws for each sample by itself
     if aten.is_pointwise(operation):
         return _are_paired(operation)
     return not operation.output.of_batch or order_of_result(operation, frozenset()) is None

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.losses.endings import ending_of, is_positive, refuse_endings, tail_refusals, unknown
+from hbpcompiler.compiler.match.losses.endings import ending_of, refuse_endings, sign_of, tail_refusals, unknown
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.rule.registry import builtin
@@ -56,8 +56,9 @@ def test_a_number_that_is_known_later():
     found = ending(left, number("mul", "loss", self=left.output, other=scale), state=(W, scale))
     multiple = ending_of(found, rules_of(found)).multiples["left"]
     assert multiple == 1.0 * unknown("scale")
-    assert not is_positive(multiple)
-    assert is_positive(2.0 * N)
+    assert sign_of(multiple) is None
+    assert sign_of(2.0 * N) == 1
+    assert sign_of(-1 / N) == -1
 
 
 def test_a_curved_tail_is_refused():
