@@ -16,7 +16,7 @@ from hbpcompiler.compiler.derive.sample_losses import SampleLosses
 from hbpcompiler.compiler.match.losses.endings import without_losses
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.operation.aten import call, packet_of
-from hbpcompiler.compiler.match.operation.bind import bind
+from hbpcompiler.compiler.match.operation.bind import bind, static_op
 from hbpcompiler.compiler.plan.closings import bases_of
 from hbpcompiler.compiler.plan.formulas import is_second
 from hbpcompiler.compiler.plan.planned import Plan
@@ -44,6 +44,7 @@ from hbpcompiler.quantities import (
     Closing,
 )
 from hbpcompiler.rule import Op, computed
+from hbpcompiler.rule.registry import AnyRule
 
 
 class _Derivation:
@@ -157,7 +158,7 @@ class _Derivation:
         saved: Mapping[str, Any] = {}
         plain = all(isinstance(length, int) for value in (*operation.tensors.values(), operation.output)
                     for length in value.sample_shape)
-        if rule is not None and rule.forward is not None and plain:
+        if rule is not None and rule.forward is not None and plain and self._is_about(rule, operation):
             output, saved = computed(rule, op)
         else:
             output = self._aten(operation)
@@ -165,6 +166,11 @@ class _Derivation:
         self.saved[operation.name] = {
             key: named(proxy, f"{self.names[operation.name]}_{key}") for key, proxy in saved.items()
         }
+
+    def _is_about(self, rule: AnyRule, operation: Operation) -> bool:
+        """Whether a rule does not refuse the operation, which it may where no derivative goes: its forward may say less
+        than torch's, as of slopes that are drawn."""
+        return operation.name in self.active or rule.refuse(static_op(operation, self.active)) is None
 
     def _of_each(self, proxy: Any, value: Value | None) -> Any:
         """[1, *z] -> [N, *z]."""

@@ -206,9 +206,6 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
             rule = _not_the_end(operation, findings, operation.name in active)
         if rule is None:
             continue
-        if operation.name not in active and not isinstance(rule, LossRule) and rule.refuse(
-                static_op(operation, active)) is not None:
-            continue  # torch's own operation: the rule's forward may say less, as of slopes that are drawn
         if operation in tail:
             findings += tail_refusals(operation, rule, active)
         elif operation.name in active and not (mixing and _without_samples_in_front(operation)):
