@@ -22,8 +22,11 @@ from hbpcompiler.compiler.routes.site import NOTHING, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import INPUT_FACTOR
 
-PASSES_OF_ADDING = 7
-"""Over what is added to A: it is read, and A read and written, some numbers of each line at a time."""
+PASSES_OF_ADDING, IN_CACHE = 7, 3
+"""Over what is added to A: it is read, and A read and written, some numbers of each line at a time; and where A stays
+in cache."""
+LARGE = 2
+"""Times `cache_bytes` above which A does not stay there."""
 PASSES_OF_MIRRORING = 8
 """Over what is below the diagonal: lines of memory that are read lie across those that are written."""
 
@@ -33,7 +36,7 @@ class CorrelatedInputFactor(Route):
 
     name = "products of pixels"
     kinds = frozenset({INPUT_FACTOR})
-    limits: tuple[str, ...] = ("rearranged_passes",)
+    limits: tuple[str, ...] = ("rearranged_passes", "cache_bytes")
 
     def applies(self, site: Site) -> bool:
         """Where oneDNN has the kernel, in single precision: in double precision products by distance are faster."""
@@ -58,9 +61,11 @@ class CorrelatedInputFactor(Route):
             calls += 7 + 4 * piece.places
         window = rows.size[0] * rows.size[1]
         mirrored = rows.size[0] * (rows.size[0] - 1) // 2 * rows.size[1] ** 2
-        at_the_end = PASSES_OF_ADDING * added + window**2 + PASSES_OF_MIRRORING * mirrored
+        limits = site.resources.limits
+        stays = square * window**2 * site.itemsize <= LARGE * limits.cache_bytes
+        at_the_end = (IN_CACHE if stays else PASSES_OF_ADDING) * added + window**2 + PASSES_OF_MIRRORING * mirrored
         seen, largest = N * rows.channels, 2 * window
-        moved = seen * read + square * (site.resources.limits.rearranged_passes * rearranged + at_the_end)
+        moved = seen * read + square * (limits.rearranged_passes * rearranged + at_the_end)
         memory = 3 * seen * rows.height * _positions(rows, site)[1] + square * (largest + window**2)
         return Cost(N * square * products, moved * site.itemsize, memory * site.itemsize, calls + mirrored,
                     kernel=N * square * by_kernel)
