@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.cost.figures import number
+from hbpcompiler.compiler.cost.meter import Meter
 
 
 def only(route, **others):
@@ -25,3 +27,22 @@ def network(kernel=3, channels=8, size=16, stride=1, groups=1):
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(channels, channels, kernel, stride, padding=1, groups=groups), nn.Flatten(),
                          nn.LazyLinear(2)), torch.randn(6, channels, size, size)
+
+
+def multiply_adds(routes, kernel, size):
+    """Of A by each of these routes: those that are counted as the program runs, and those that its cost states."""
+    model, X = network(kernel, 8, size)
+    y = torch.zeros(6, dtype=torch.long)
+    model(X)
+    counted, stated = [], []
+    for route in routes:
+        compiled = hbp.compile(model, quantities=["kflr"], example_inputs=(X, y), limits=only(route))
+        (step,) = (step for step in compiled._current().draft.plan.closings()
+                   if step.piece is None and step.parameter.key == "0.weight")
+        (choice,) = step.choices
+        assert type(choice.route) is route
+        stated.append(number(choice.cost.multiply_adds, 6))
+        with torch.no_grad(), Meter() as meter:
+            compiled.program(compiled.state, X, y)
+        counted.append(meter.counts.multiply_adds)
+    return counted, stated

@@ -7,13 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.cost.figures import number
-from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.routes import ROUTES
 from hbpcompiler.compiler.routes.factors import InputFactor
 from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
 from tests.agreement import close
-from tests.compiler.routes.sliding_windows import brute_force, network, only
+from tests.compiler.routes.sliding_windows import brute_force, multiply_adds, network, only
 from tests.selection import few
 
 NAME = SlidingInputFactor.name
@@ -69,20 +67,7 @@ def test_both_routes_agree_in_all_backends():
 @pytest.mark.parametrize(("kernel", "size"), [(2, 9), (3, 7), (3, 16), (5, 16)])
 def test_it_needs_fewer_multiply_adds(kernel, size):
     """By its formula, which is what is counted, and by at least half the window."""
-    model, X = network(kernel, 8, size)
-    y = torch.zeros(6, dtype=torch.long)
-    model(X)
-    counted, stated = [], []
-    for route in (InputFactor, SlidingInputFactor):
-        compiled = hbp.compile(model, quantities=["kflr"], example_inputs=(X, y), limits=only(route))
-        (step,) = (step for step in compiled._current().draft.plan.closings()
-                   if step.piece is None and step.parameter.key == "0.weight")
-        (choice,) = step.choices
-        assert type(choice.route) is route
-        stated.append(number(choice.cost.multiply_adds, 6))
-        with torch.no_grad(), Meter() as meter:
-            compiled.program(compiled.state, X, y)
-        counted.append(meter.counts.multiply_adds)
+    counted, stated = multiply_adds((InputFactor, SlidingInputFactor), kernel, size)
     assert stated[0] > kernel / 2 * stated[1]
     assert counted[0] - counted[1] == stated[0] - stated[1]
 
