@@ -143,6 +143,8 @@ def for_any_length(first: Built, batch: Batch, axes: Axes, served: int, stages: 
         try:
             found = stages(other)
             _check_alike(first, found)
+            # What a rule decides by comparing lengths may turn at this one: then its program is another.
+            Walk(_any_numbers).run([first.draft.graph, found.graph])
         except LengthsDifferError as error:
             if other == served:
                 raise
@@ -180,6 +182,10 @@ def _written(first: Built, batch: Batch, axes: Axes, length: int, every: Sequenc
     whole = replace(first, draft=draft, path=path, program=program, run=program, proven=proven, _adding={})
     return Program(axes, first, length, whole, at, fits, of_matched, axes.in_words(batch), every[0].planned,
                    min(lengths), max(lengths), compared=set(lengths))
+
+
+def _any_numbers(numbers: Sequence[Any]) -> Any:
+    return numbers[0]
 
 
 def _through(lengths: Sequence[int], costs: Sequence[Any]) -> Any:

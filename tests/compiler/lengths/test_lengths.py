@@ -148,6 +148,22 @@ def test_every_length_and_batch_size_against_a_fresh_program(kind, quantities, l
     assert " N T" in compiled.explain(2).replace("^2", "")
 
 
+@slow("five lengths of a transformer, each beside a program of its own")
+@pytest.mark.filterwarnings("error::hbpcompiler.errors.LengthsWarning")
+def test_where_a_rule_turns_below_the_first_length_there_is_still_one_program_from_there_on():
+    """Attention's weights [T, T] meet values [T, 2]: the residual has columns for the shorter side of the product, which
+    is the other one where T is 2."""
+    torch.manual_seed(0)
+    model = Transformer(False, False, False).double()
+    compiled = hbp.compile(model, nn.CrossEntropyLoss(), ["diag_h"], dynamic={"x": [1]})
+    compiled(words(3, 3), classes(3))
+    for length, programs in ((4, 1), (11, 1), (7, 1), (2, 2), (5, 2)):
+        batch = words(2, length), classes(2)
+        fresh = hbp.compile(model, nn.CrossEntropyLoss(), ["diag_h"], dynamic=False, verify=False)
+        agree(dict(compiled(*batch).diag_h), dict(fresh(*batch).diag_h))
+        assert repr(compiled).endswith(f"programs={programs})")
+
+
 @slow("a transformer; the numbers at other lengths are compared")
 def test_the_text_has_the_length_in_it_and_nothing_of_the_first_one():
     """11 is no other length of this model."""
