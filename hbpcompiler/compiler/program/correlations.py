@@ -28,23 +28,28 @@ def products_of_pixels(x: Tensor, y: Tensor, distances: list[int], dilation: lis
     """sum over n and pixels q of x[n, i, q] y[n, j, q + dilation d]: [i, j, *distances], d from 0 on along both axes.
 
     As the gradient of a convolution's weight; of few pixels as one product, since the kernel takes long to give back
-    its weights. Some samples at a time: the kernel adds up in float32 one by one, and copies should stay in cache.
+    its weights. Some samples, or some rows of one, at a time: the kernel adds up in float32 one by one, and copies
+    should stay in cache.
     """
     height, width = x.shape[2], x.shape[3]
     by_kernel = min(height, width) > 1 and x.shape[0] * height * width > 2 * x.shape[1]
-    samples = max(1, (16384 if by_kernel else 2048) // (height * width))
+    pixels = 16384 if by_kernel else 2048
+    samples, lines = max(1, pixels // (height * width)), min(height, max(1, pixels // width))
     weight = x.new_empty(1).expand(x.shape[1], y.shape[1], distances[0], distances[1])
     total = torch.zeros_like(weight, memory_format=torch.contiguous_format)
     for first in range(0, x.shape[0], samples):
-        own, others = x[first : first + samples], y[first : first + samples]
-        if by_kernel:
-            _, products, _ = torch.ops.aten.convolution_backward(
-                own, others, weight, None, [1, 1], [0, 0], dilation, False, [0, 0], 1, [False, True, False])
-            total.add_(products)
-        else:
-            apart = others.unfold(2, height, dilation[0]).unfold(3, width, dilation[1])  # [n, j, *distances, h, w]
-            rows = apart.permute(1, 2, 3, 0, 4, 5).flatten(3).flatten(0, 2)
-            total.add_(onednn_linear(own.transpose(0, 1).flatten(1), rows).view(total.shape))
+        for top in range(0, height, lines):
+            own = x[first : first + samples, :, top : top + lines]
+            bottom = top + own.shape[2] + (distances[0] - 1) * dilation[0]
+            others = y[first : first + samples, :, top:bottom]
+            if by_kernel:
+                _, products, _ = torch.ops.aten.convolution_backward(
+                    own, others, weight, None, [1, 1], [0, 0], dilation, False, [0, 0], 1, [False, True, False])
+                total.add_(products)
+            else:
+                apart = others.unfold(2, own.shape[2], dilation[0]).unfold(3, width, dilation[1])
+                rows = apart.permute(1, 2, 3, 0, 4, 5).flatten(3).flatten(0, 2)  # [(j *distances), (n h w)]
+                total.add_(onednn_linear(own.transpose(0, 1).flatten(1), rows).view(total.shape))
     return total
 
 

@@ -151,8 +151,8 @@ def test_every_length_and_batch_size_against_a_fresh_program(kind, quantities, l
 @slow("five lengths of a transformer, each beside a program of its own")
 @pytest.mark.filterwarnings("error::hbpcompiler.errors.LengthsWarning")
 def test_where_a_rule_turns_below_the_first_length_there_is_still_one_program_from_there_on():
-    """Attention's weights [T, T] meet values [T, 2]: the residual has columns for the shorter side of the product, which
-    is the other one where T is 2."""
+    """Attention's weights [T, T] meet values [T, 2]: the residual has columns for the shorter side of the product,
+    which is the other one where T is 2."""
     torch.manual_seed(0)
     model = Transformer(False, False, False).double()
     compiled = hbp.compile(model, nn.CrossEntropyLoss(), ["diag_h"], dynamic={"x": [1]})
