@@ -202,15 +202,15 @@ def power_cases() -> list[Case]:
     return [*[renamed(case) for case in operands("Tensor_Tensor")], whole]
 
 
-_in_exponent = Piecewise((0, sympy.Eq(a, 0)), (y * sympy.log(a), True))  # 0 ** b is flat, as torch has it
+_in_exponent = flat_at(a, 0, y * sympy.log(a))  # 0 ** b is flat, as torch has it
 POWER = two_operands(
     "aten.pow.Tensor_Tensor",
     lambda op: op.self**op.exponent,
     (flat_at(b, 0, b * a ** (b - 1)), _in_exponent),
     Curvatures(
         flat_at(b, 0, flat_at(b, 1, b * (b - 1) * a ** (b - 2))),
-        a ** (b - 1) * (1 + b * sympy.log(a)),
-        _in_exponent * sympy.log(a),
+        a ** (b - 1) + flat_at(a, 0, b * a ** (b - 1) * sympy.log(a)),
+        flat_at(a, 0, y * sympy.log(a) ** 2),
     ),
     power_cases(),
     ("self", "exponent"),
