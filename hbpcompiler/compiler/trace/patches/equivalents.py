@@ -17,6 +17,7 @@ from torch.utils import checkpoint
 from hbpcompiler.compiler.trace.patches.detached import seen_by_a_trace
 from hbpcompiler.compiler.trace.patches.einsums import einsum_with_layers
 from hbpcompiler.compiler.trace.patches.replaced import replaced
+from hbpcompiler.compiler.trace.patches.variances import variances_clamped_in_sight
 from hbpcompiler.errors import InputTypeError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 
@@ -197,7 +198,7 @@ def plain_ways() -> Iterator[None]:
                 replaced(torch, "ctc_loss", _no_ctc_loss), \
                 replaced(F, "embedding", _of_long_indices(F.embedding)), \
                 replaced(nn.AdaptiveLogSoftmaxWithLoss, "forward", _adaptive_log_softmax), \
-                seen_by_a_trace():
+                seen_by_a_trace(), variances_clamped_in_sight():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
