@@ -13,7 +13,6 @@ from hbpcompiler.compiler.match.losses.endings import (
     refuse_endings,
     tail_refusals,
     with_sums_of_products,
-    with_sums_of_squares,
     with_whole_reductions,
     without_reductions_of_numbers,
 )
@@ -46,6 +45,7 @@ from hbpcompiler.compiler.match.samples.sample_wise import misplaced
 from hbpcompiler.compiler.match.samples.samples_first import samples_first
 from hbpcompiler.compiler.match.samples.shown_end import with_shown_end
 from hbpcompiler.compiler.match.samples.unknown_lengths import refuse_unknown_lengths
+from hbpcompiler.compiler.match.squared_norms import with_sums_of_squares
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.compiler.trace.trace import Traced
 from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
