@@ -62,6 +62,12 @@ def multiple(kind: str, factor: float | None = None) -> Written:
     return Written(kind, "Tensor", {} if factor is None else {"other": factor})
 
 
+def is_zero_multiple(target: str, attributes: Mapping[str, Any]) -> bool:
+    """Whether it is a product with the number 0."""
+    factor = attributes.get("other")
+    return target == PRODUCT and isinstance(factor, int | float) and factor == 0
+
+
 LINEAR = Written("aten.linear")
 """x W^T + b, of "input", "weight" and perhaps "bias"."""
 MATRIX_PRODUCT = Written("aten.matmul")
