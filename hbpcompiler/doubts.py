@@ -40,8 +40,8 @@ def warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor], flat: bool) -
         warnings.warn(
             f"the loss {title} is not known to be convex in the model's output, so that the generalised Gauss-Newton "
             f"matrix may be indefinite, and with it {', '.join(names)} (Kronecker factors B too); a loss function "
-            "that has a rule, such as cross_entropy or mse_loss, is known to be convex", IndefiniteCurvatureWarning,
-            stacklevel=level_of_caller())
+            "that has a rule, such as cross_entropy or mse_loss, without negative weights, is known to be convex",
+            IndefiniteCurvatureWarning, stacklevel=level_of_caller())
 
 
 def warn_of_meetings(matched: Matched, options: Options) -> None:

@@ -113,17 +113,17 @@ def _clamp_to(operation: str, name: str) -> Rule:
 
 CLAMP_TO = [_clamp_to("aten.clamp_min.Tensor", "min"), _clamp_to("aten.clamp_max.Tensor", "max")]
 
-# -- the larger or smaller of two: equals share the gradient ----------------------------------------------------------
+# -- the larger or smaller of two: equals share the gradient, and NaN is neither smaller nor larger --------------------
 
 
 def maximum_pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
     mine, other = look(name), look(other_than(name))
-    return cotangents * ((mine > other).type_as(cotangents) + (mine >= other).type_as(cotangents)) / 2
+    return cotangents * ((~(mine <= other)).type_as(cotangents) + (~(mine < other)).type_as(cotangents)) / 2
 
 
 def minimum_pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
     mine, other = look(name), look(other_than(name))
-    return cotangents * ((mine < other).type_as(cotangents) + (mine <= other).type_as(cotangents)) / 2
+    return cotangents * ((~(mine >= other)).type_as(cotangents) + (~(mine > other)).type_as(cotangents)) / 2
 
 
 MAXIMUM = binary(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import sympy
 import torch
 
-from hbpcompiler.elementwise import dy, elementwise, expm1, settings, x, y
+from hbpcompiler.elementwise import Piecewise, attribute, dy, elementwise, expm1, settings, x, y
 from hbpcompiler.rule import Case, Op, Tensor
 from hbpcompiler.rule.symbolic import log1p
 
@@ -45,6 +45,31 @@ RECIPROCAL = elementwise(
 )
 SQUARE = elementwise("aten.square", x**2, forward=lambda op: op.self.square())
 NEG = elementwise("aten.neg", -x, forward=lambda op: -op.self)
+
+
+
+def logit_slopes(op: Op) -> tuple[sympy.Expr, sympy.Expr]:
+    """Outside of [0, 1] the first is NaN, as the value is, and as torch has it; 0 where `eps` limits the input."""
+    eps = getattr(op, "eps", None)
+    low, high = (0, 1) if eps is None else (attribute("eps"), 1 - attribute("eps"))
+    outside = sympy.nan if eps is None else 0
+    beyond = (x < low) | (x > high)
+    first = 1 / (x * (1 - x))
+    return Piecewise((outside, beyond), (first, True)), Piecewise((0, beyond), ((2 * x - 1) * first**2, True))
+
+
+def _share(shape: Sequence[int]) -> Tensor:
+    return 0.05 + 0.9 * torch.rand(tuple(shape), dtype=torch.float64)
+
+
+LOGIT = elementwise(
+    "aten.logit",
+    None,
+    first=lambda op: logit_slopes(op)[0],
+    second=lambda op: logit_slopes(op)[1],
+    forward=lambda op: torch.logit(op.self, op.eps),
+    cases=[Case({"self": (4, 3)}, {"eps": eps}, make={"self": _share}) for eps in (None, 0.2)],
+)
 
 # -- trigonometry ----------------------------------------------------------------------------------------------------
 

@@ -123,6 +123,11 @@ def norm_parts(op: Op, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]
     return op.self.sign() * share(op, half), weight * (op.ord - 1), share(op, half - 1)
 
 
+def norm_edge(op: Op) -> Tensor:
+    found: Tensor = op.output == 0
+    return found
+
+
 def norm_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     return projected(op, *norm_parts(op, gradient))
 
@@ -133,7 +138,9 @@ def norm_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
 
 
 def norm_residual(op: Op) -> Residual:
-    return ZERO if op.ord in (1, math.inf) else Factor(count, norm_factor, drawn=norm_drawn)
+    if op.ord in (1, math.inf):
+        return ZERO
+    return Factor(count, norm_factor, drawn=norm_drawn, edge=norm_edge if op.ord <= 2 else None)
 
 
 def norm_refused(op: Op) -> str | None:

@@ -1,6 +1,6 @@
 """Piecewise linear activations and their like: a slope per piece, read off the output where it tells the piece.
 
-At kinks the conventions are torch's.
+At kinks the conventions are torch's, and at NaN, which is none of the limits.
 """
 
 from dataclasses import replace
@@ -13,8 +13,8 @@ from hbpcompiler.rule import Op, Rule
 
 RELU = elementwise(
     "aten.relu",
-    Piecewise((x, x > 0), (0, True)),
-    first=Piecewise((1, y > 0), (0, True)),
+    Piecewise((0, x <= 0), (x, True)),
+    first=Piecewise((1, sympy.Ne(y, 0)), (0, True)),
     forward=lambda op: F.relu(op.self),
     backward=lambda op, gradient: torch.ops.aten.threshold_backward(gradient, op.output, 0),
 )
@@ -63,14 +63,14 @@ _low, _high = attribute("min_val"), attribute("max_val")
 HARDTANH = elementwise(
     "aten.hardtanh",
     _between(_low, _high, x),
-    first=Piecewise((1, (y > _low) & (y < _high)), (0, True)),
+    first=Piecewise((1, sympy.Ne(y, _low) & sympy.Ne(y, _high)), (0, True)),
     forward=lambda op: F.hardtanh(op.self, float(op.min_val), float(op.max_val)),
     cases=settings({}, {"min_val": -0.3, "max_val": 0.7}),
 )
 RELU6 = elementwise(
     "aten.relu6",
     _between(sympy.Integer(0), sympy.Integer(6), x),
-    first=Piecewise((1, (y > 0) & (y < 6)), (0, True)),
+    first=Piecewise((1, sympy.Ne(y, 0) & sympy.Ne(y, 6)), (0, True)),
     forward=lambda op: F.relu6(op.self),
 )
 
@@ -113,8 +113,8 @@ SOFTSHRINK = elementwise(
 )
 THRESHOLD = elementwise(
     "aten.threshold",
-    Piecewise((x, x > attribute("threshold")), (attribute("value"), True)),
-    first=Piecewise((1, x > attribute("threshold")), (0, True)),
+    Piecewise((attribute("value"), x <= attribute("threshold")), (x, True)),
+    first=Piecewise((0, x <= attribute("threshold")), (1, True)),
     forward=lambda op: torch.threshold(op.self, op.threshold, op.value),
     cases=settings({"threshold": 0.1, "value": -2.0}, {"threshold": -0.4, "value": 0}),
 )

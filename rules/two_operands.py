@@ -245,7 +245,7 @@ REMAINDERS = [
 COPYSIGN = two_operands(
     "aten.copysign",
     lambda op: torch.copysign(op.self, op.other),
-    (sympy.sign(a * y), 0),
+    (flat_at(a, 0, y / a), 0),  # 1 or -1, and NaN where torch has it
     None,
     [*operands(), *NUMBERS],
 )

@@ -68,8 +68,12 @@ class Factor:
     """Whether there are blocks between different inputs alone, as of a product: none of one input with itself. Then
     what only one of the inputs depends on has nothing of it, and is left out."""
 
+    edge: Callable[[Op], Tensor] | None = None
+    """optional: where, [N, *out], the result has no slope and 0 in its place, as |x| at 0. A curvature that arrives
+    there has no way on that is known: what comes out is NaN, as torch has it."""
+
     def __post_init__(self) -> None:
-        check_functions("Factor", self, ["count", "factor"], ["some", "drawn", "by_position"])
+        check_functions("Factor", self, ["count", "factor"], ["some", "drawn", "by_position", "edge"])
 
 
 Residual = Zero | Diagonal | Factor

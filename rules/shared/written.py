@@ -32,19 +32,25 @@ def is_square(target: str, attributes: Mapping[str, Any]) -> bool:
     return target == SQUARE or (target == POWER and attributes.get("exponent") == 2)
 
 
-def is_root_of_squares(target: str, attributes: Mapping[str, Any], rank: int) -> bool:
-    """Whether it is the Euclidean norm of all numbers of a tensor with so many axes."""
-    axes = attributes.get("dim") or range(rank)
-    return (target == NORM and attributes.get("ord", 2) == 2 and attributes.get("dtype") is None
-            and {axis % max(rank, 1) for axis in axes} == set(range(rank)))
+def squared() -> Written:
+    return Written(POWER, "Tensor_Scalar", {"exponent": 2})
 
 
-def reduced(kind: str, axes: Sequence[int] | None = None) -> Written:
-    """The SUM or MEAN over these axes, which go; None: over all."""
+def axes_of_root_of_squares(target: str, attributes: Mapping[str, Any], rank: int) -> list[int] | None:
+    """Over which of so many axes a Euclidean norm is taken; None if it is none."""
+    if target != NORM or attributes.get("ord", 2) != 2 or attributes.get("dtype") is not None:
+        return None
+    given = attributes.get("dim")
+    given = [given] if isinstance(given, int) else given or range(rank)
+    return sorted({axis % max(rank, 1) for axis in given})
+
+
+def reduced(kind: str, axes: Sequence[int] | None = None, keepdim: bool = False) -> Written:
+    """The SUM or MEAN over these axes, which go, or are 1; None: over all."""
     if axes is None:
         return Written(kind, "", {"dtype": None})
     overload = "dim_IntList" if kind == SUM else "dim"
-    return Written(kind, overload, {"dim": list(axes), "keepdim": False, "dtype": None})
+    return Written(kind, overload, {"dim": list(axes), "keepdim": keepdim, "dtype": None})
 
 
 def added() -> Written:
@@ -54,6 +60,12 @@ def added() -> Written:
 def multiple(kind: str, factor: float | None = None) -> Written:
     """A PRODUCT with, or a QUOTIENT by, a number; None: its second input is a tensor."""
     return Written(kind, "Tensor", {} if factor is None else {"other": factor})
+
+
+def is_zero_multiple(target: str, attributes: Mapping[str, Any]) -> bool:
+    """Whether it is a product with the number 0."""
+    factor = attributes.get("other")
+    return target == PRODUCT and isinstance(factor, int | float) and factor == 0
 
 
 LINEAR = Written("aten.linear")

@@ -165,3 +165,24 @@ def test_a_layer_that_has_positions_in_some_batches_only():
         for batches in ([(flat, y), rows], [rows, (flat, y)]):
             total = hbp.accumulate(compiled, batches, progress=False)
             torch.testing.assert_close(total.kflr["first.weight"], right.kflr["first.weight"])
+
+
+@pytest.mark.parametrize("zero", [lambda o: (o * 0).sum(), lambda o: (0.0 * o).mean(), lambda o: o.sum() * 0])
+def test_a_zero_of_the_output_that_a_loss_begins_with(zero):
+    """It is there for its dtype and device, and says nothing of how much a batch counts."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    X, y = torch.randn(12, 3, dtype=torch.float64), torch.tensor([0, 1, 1, 1, 0, 1, 0, 0, 0, 1, 1, 0])
+
+    def loss(output, y):
+        total, mask = zero(output), y == 1
+        if mask.any():
+            total = total + nn.functional.cross_entropy(output[mask], y[mask])
+        return total
+
+    compiled = hbp.compile(model, loss, ["grad", "diag_ggn"])
+    batches = [(X[:4], y[:4]), (X[4:8], y[4:8]), (X[8:], y[8:])]
+    found, whole = hbp.accumulate(compiled, batches), compiled(X, y)
+    for name, value in whole.grad.items():
+        torch.testing.assert_close(found.grad[name], value)
+        torch.testing.assert_close(found.diag_ggn[name], whole.diag_ggn[name])

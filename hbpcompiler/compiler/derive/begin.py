@@ -11,6 +11,7 @@ from torch import fx
 
 from hbpcompiler import schemes
 from hbpcompiler.compiler.derive.backward import Backward
+from hbpcompiler.compiler.derive.edges import gradient_at
 from hbpcompiler.compiler.derive.residuals import columns_under, diagonal_under
 from hbpcompiler.compiler.derive.sample import random_signs
 from hbpcompiler.compiler.match.losses.endings import multiples
@@ -108,13 +109,13 @@ def _name_second_derivative(made: Any, gradient: Any, name: str) -> None:
         otherwise_named(fx.Proxy(second), f"dd_{name}")
 
 
-def birth(backward: Backward, step: Birth, numbers: Any = None) -> None:
+def birth(backward: Backward, step: Birth, numbers: Any = None, given: Any = None) -> None:
     """An operation's own curvature under the gradient that has arrived: its residual, at its inputs.
 
-    `numbers` [k]: of which columns; None: of all.
+    `numbers` [k]: of which columns; None: of all. `given`: the gradient [N, 1, *out]; None: the one that has arrived.
     """
     op, piece, residual = backward.ops[step.operation.name], step.piece, step.residual
-    gradient = backward.columns[step.operation.name, step.gradient.name].squeeze(1)
+    gradient = (gradient_at(backward, step) if given is None else given).squeeze(1)
     carried = {slot: step.operation.tensors[slot] for slot in step.slots}
     scheme = schemes.HESSIAN if step.operation.source.in_loss else backward.plan.curvature
     if isinstance(residual, Diagonal):

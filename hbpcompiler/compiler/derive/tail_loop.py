@@ -12,6 +12,7 @@ from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.begin import at_all_positions, birth
 from hbpcompiler.compiler.derive.close import add
 from hbpcompiler.compiler.derive.cross import born, matrix, over, root_of
+from hbpcompiler.compiler.derive.edges import gradient_at
 from hbpcompiler.compiler.plan.closings import shape_of_total
 from hbpcompiler.compiler.plan.steps import (
     Birth,
@@ -33,7 +34,7 @@ def walk_tail(backward: Backward, step: Tail) -> None:
     """Walk the rest of a piece's way in a loop over samples and, inside it, one over columns."""
     widens, bearer = [own for own in step.steps if isinstance(own, Widen)], step.steps[0]
     if isinstance(bearer, Birth):
-        starts = {GRADIENT: backward.columns[bearer.operation.name, bearer.gradient.name]}
+        starts = {GRADIENT: gradient_at(backward, bearer)}
     elif widens:
         starts = {ROOTS: root_of(backward, widens[0])}
     else:
@@ -99,17 +100,16 @@ def _inside(backward: Backward, step: Tail, widens: Sequence[Widen], part: Part,
             ops: Mapping[str, Op]) -> None:
     """The body of the innermost loop: the tail's steps on this chunk, added to the outer loop's totals."""
     bearer, whole = step.steps[0], outer is part
-    start = {} if widens else {place: _start(backward, place, part, outer) for place in _places(step)}
-    if isinstance(bearer, Birth):
-        gradient = part[GRADIENT] if whole else part.outer(outer[GRADIENT])
-        start = {(bearer.operation.name, bearer.gradient.name): gradient}
+    places = [] if widens or isinstance(bearer, Birth) else _places(step)
+    start = {place: _start(backward, place, part, outer) for place in places}
     into = part.outer if whole else lambda tensor: part.outer(outer.outer(tensor))
     sub = backward.inside(part.writer, ops, into, columns=start, signs={step.piece.name: part[SIGNS]},
                           keys=lambda every: part.read(every, True) if whole else part.outer(outer.read(every, True)))
     steps = [own for own in step.steps if not isinstance(own, Birth | Widen)]
     if isinstance(bearer, Birth):
         with part.writer.block(*backward.heading(bearer.operation)):
-            birth(sub, bearer, None if whole else part[NUMBERS].squeeze(0))
+            gradient = part[GRADIENT] if whole else part.outer(outer[GRADIENT])
+            birth(sub, bearer, None if whole else part[NUMBERS].squeeze(0), gradient)
     elif widens:
         with part.writer.block(*backward.heading(widens[0].operation)):
             _chunk_of_columns(sub, widens, part, whole)

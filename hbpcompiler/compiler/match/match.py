@@ -13,12 +13,12 @@ from hbpcompiler.compiler.match.losses.endings import (
     refuse_endings,
     tail_refusals,
     with_sums_of_products,
-    with_sums_of_squares,
     with_whole_reductions,
     without_reductions_of_numbers,
 )
 from hbpcompiler.compiler.match.losses.joined_endings import with_joined_endings
 from hbpcompiler.compiler.match.losses.linear_endings import with_linear_endings
+from hbpcompiler.compiler.match.losses.negative_weights import with_negative_weights
 from hbpcompiler.compiler.match.made.derived import Deriving
 from hbpcompiler.compiler.match.made.probe import WITHOUT_SAMPLES
 from hbpcompiler.compiler.match.made.tried_out import refuse_misfits
@@ -46,6 +46,7 @@ from hbpcompiler.compiler.match.samples.sample_wise import misplaced
 from hbpcompiler.compiler.match.samples.samples_first import samples_first
 from hbpcompiler.compiler.match.samples.shown_end import with_shown_end
 from hbpcompiler.compiler.match.samples.unknown_lengths import refuse_unknown_lengths
+from hbpcompiler.compiler.match.squared_norms import with_sums_of_squares
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.compiler.trace.trace import Traced
 from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
@@ -82,10 +83,10 @@ def _in_pieces(traced: Traced, registry: Registry, whole: AbstractSet[str]) -> t
     """All but the operations named `whole`; and those with which torch's own way of doing it fails."""
     for _ in range(DECOMPOSITION_ROUNDS):
         graph = with_stops(traced.graph, registry)
-        curved = traced.ends.inside or _is_own_in_loss(graph)
+        curved, negative = traced.ends.inside or _is_own_in_loss(graph), with_negative_weights(traced, registry)
         pieces = [operation for operation in graph.operations
                   if (operation.name in graph.active or is_own(operation))
-                  and _needs_pieces(operation, registry, graph.active, curved)
+                  and (operation.name in negative or _needs_pieces(operation, registry, graph.active, curved))
                   and (operation.source.whole or operation.target) not in whole]
         # What has no rule goes first: until then what a loss is told of its target may look trained and not be
         # (mse_loss broadcasts both by one operation).

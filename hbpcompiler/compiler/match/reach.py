@@ -9,12 +9,21 @@ from hbpcompiler.compiler.trace.source.custom_functions import STRAIGHT, custom_
 from hbpcompiler.errors import ModelError, listing
 from hbpcompiler.rule import NO_DERIVATIVE, Rule, flat
 from hbpcompiler.rule.registry import Registry
+from hbpcompiler.rules.shared.written import is_zero_multiple
 
 
 def with_stops(graph: Graph, registry: Registry) -> Graph:
-    """The graph in which no derivative passes the operations whose rules say so (detach), as torch's own end there."""
-    stops = frozenset(operation.name for operation in graph.operations if _stops(operation, registry))
-    return replace(graph, stops=stops)
+    """The graph in which no derivative passes the operations whose rules say so (detach), as torch's own end there.
+
+    Nor does one pass a product with the number 0 in the loss, `(output * 0).sum()`, which is there for its dtype and
+    its device: unless a parameter reaches the loss by that alone, as one that has to have a gradient may.
+    """
+    found = replace(graph, stops=frozenset(own.name for own in graph.operations if _stops(own, registry)))
+    zeros = {own.name for own in graph.operations
+             if own.source.in_loss and is_zero_multiple(own.target, own.attributes)}
+    without = replace(found, stops=found.stops | zeros)
+    trained = {value.name for value in graph.state if value.trainable}
+    return without if zeros and trained & without.active == trained & found.active else found
 
 
 def refuse_unreached(graph: Graph, registry: Registry) -> None:

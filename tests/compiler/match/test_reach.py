@@ -123,3 +123,16 @@ def test_operations_that_no_derivative_passes():
     graph = with_stops(traced(Heads(lambda a, b: a * b.detach()), X, Y).graph, builtin())
     assert len(graph.stops) == 1
     assert graph.stops.isdisjoint(graph.active)
+
+
+def test_a_product_with_zero_has_no_say_unless_a_parameter_has_that_alone():
+    def with_zero(both, y):
+        return (both[0] * 0).sum() + nn.functional.cross_entropy(both[1], y)
+
+    for apart, stops in ((False, 1), (True, 0)):
+        model = Heads(lambda a, b, apart=apart: (b if apart else a, a))
+        graph = with_stops(traced(model, X, Y, loss=with_zero).graph, builtin())
+        assert len(graph.stops) == stops
+        result = hbp.compile(model, with_zero, ["grad"])(X, Y)
+        assert ("aux.weight" in result.grad) == apart
+        assert not apart or not result.grad["aux.weight"].any()

@@ -20,7 +20,6 @@ from hbpcompiler.compiler.match.matched import Ending
 from hbpcompiler.compiler.match.operation.bind import bind, is_curved, static_op
 from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.match.signs import never_negative
-from hbpcompiler.compiler.trace.fx_graph.reader import without_dead
 from hbpcompiler.compiler.trace.graph import (
     Graph,
     N,
@@ -83,33 +82,6 @@ def with_sums_of_products(graph: Graph) -> Graph:
             operation = write(written.reduced(written.SUM), {"self": each}, operation.output, operation.source)
         operations.append(operation)
     return replace(graph, operations=operations)
-
-
-def with_sums_of_squares(graph: Graph) -> Graph:
-    """The graph in which the square of all samples' Euclidean norm is the sum of their squares."""
-    norms: dict[str, Value] = {}
-    squares: list[Operation] = []
-    for operation in graph.operations:
-        value = operation.tensors.get("self")
-        if value is None or operation.output.shape or operation.name not in graph.active:
-            continue
-        if value.of_batch and written.is_root_of_squares(operation.target, operation.attributes, len(value.shape)):
-            norms[operation.name] = value
-        elif value.name in norms and written.is_square(operation.target, operation.attributes):
-            squares.append(operation)
-    if not squares:
-        return graph
-    operations: list[Operation] = []
-    for operation in graph.operations:
-        if operation not in squares:
-            operations.append(operation)
-            continue
-        value = norms[operation.tensors["self"].name]
-        each = Value(f"{operation.name}_each", value.shape, operation.output.dtype, "result")
-        operations += [write(written.multiple(written.PRODUCT), {"self": value, "other": value}, each,
-                             operation.source),
-                       write(written.reduced(written.SUM), {"self": each}, operation.output, operation.source)]
-    return without_dead(replace(graph, operations=operations))
 
 
 def ending_of(graph: Graph, rules: Mapping[str, AnyRule]) -> Ending:

@@ -45,13 +45,13 @@ def loss_checks(matched: Matched) -> list[LossCheck]:
         assert isinstance(rule, LossRule)
         if target is None:
             continue
-        origin = _origin(graph, rules, target, active)
-        if origin.name in names:
-            checks.append(LossCheck(rule, static_op(operation, active), names.index(origin.name), operation.name))
+        given = origin(graph, rules, target, active)
+        if given.name in names:
+            checks.append(LossCheck(rule, static_op(operation, active), names.index(given.name), operation.name))
     return checks
 
 
-def _origin(graph: Graph, rules: Mapping[str, AnyRule], value: Value, active: AbstractSet[str]) -> Value:
+def origin(graph: Graph, rules: Mapping[str, AnyRule], value: Value, active: AbstractSet[str]) -> Value:
     """The value whose elements these are, all of them and unchanged, in another shape or order."""
     while (maker := graph.makers.get(value.name)) is not None and len(maker.tensors) == 1:
         (above,) = maker.tensors.values()

@@ -22,8 +22,8 @@ SAMPLES = 3
 class Examples:
     """Where a graph's values come from: the batch's tensors in the graph's order, and the state by key."""
 
-    def __init__(self, batch: Sequence[Tensor], state: Mapping[str, Tensor]) -> None:
-        samples = min(len(batch[0]), SAMPLES)
+    def __init__(self, batch: Sequence[Tensor], state: Mapping[str, Tensor], most: int = SAMPLES) -> None:
+        samples = min(len(batch[0]), most)
         self.batch = [tensor[:samples].detach() if samples > 1 else tensor[:1].detach().repeat_interleave(2, 0)
                       for tensor in batch]
         self.state = state

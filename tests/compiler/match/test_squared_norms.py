@@ -1,0 +1,70 @@
+"""Squares of norms are sums of squares."""
+
+import pytest
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.match.squared_norms import with_sums_of_squares
+from hbpcompiler.compiler.trace.graph import N
+from tests.agreement import agree
+from tests.hand_made import graph, operation, parameter, value
+
+X, W, OUTPUT = value("x", N, 3, role="input"), parameter("w", 2, 3), value("output", N, 2)
+LINEAR = operation("linear", OUTPUT, {"bias": None}, input=X, weight=W)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("of_loss", [False, True])
+@pytest.mark.parametrize("power", [2, 3])
+def test_what_is_rewritten(order, of_loss, power):
+    """Not a square in the loss of a norm that the model returns: its GGN is of that output."""
+    settings = {"ord": order, "dim": [1], "dtype": None, "keepdim": False}
+    norm = operation("linalg_vector_norm", value("norm", N), settings, self=OUTPUT)
+    square = operation("pow", value("square", N), {"exponent": power}, in_loss=of_loss, self=norm.output)
+    end = operation("sum", value("loss"), {"dtype": None}, in_loss=True, self=square.output)
+    found = with_sums_of_squares(graph([LINEAR, norm, square, end], state=[W], inputs=[X], outputs=[OUTPUT]))
+    kept = (order, power, of_loss) != (2, 2, False)
+    assert [own.name for own in found.operations] == (
+        ["output", "norm", "square", "loss"] if kept else ["output", "square_each", "square", "loss"])
+
+
+class Shifted(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x + self.bias)
+
+
+def norm(z):
+    return z.norm(dim=1)
+
+
+SQUARES = {
+    "power": lambda z: norm(z) ** 2,
+    "square": lambda z: norm(z).square(),
+    "product": lambda z: norm(z) * norm(z),
+    "axis kept": lambda z: torch.linalg.vector_norm(z, dim=-1, keepdim=True) ** 2,
+    "and the norm": lambda z: norm(z) ** 2 + 0.0 * norm(z).clamp(min=0.5),
+}
+
+
+@pytest.mark.parametrize("place", ["model", "loss"])
+@pytest.mark.parametrize("square", SQUARES.values(), ids=SQUARES)
+def test_the_square_of_a_norm_at_zero_is_a_sum_of_squares(square, place):
+    """Of which torch knows the curvature, 2 I; it has NaN for the square of a norm."""
+    def plain(z):
+        return z.square().sum(1)
+
+    X = torch.tensor([[1.0, 2, 4], [0, 0, 0]]).double()
+    inside, outside = (square, torch.mean) if place == "model" else (nn.Identity(), lambda z: square(z).mean())
+    model, loss = Shifted(inside), lambda o, _: outside(o)
+    compiled = hbp.compile(model, loss, quantities=["grad", "diag_h", "kflr"])
+    found = compiled(X, None)
+    inside, outside = (plain, torch.mean) if place == "model" else (nn.Identity(), lambda z: plain(z).mean())
+    agree(found, Shifted(inside), lambda o, _: outside(o), [X], None, ["grad", "diag_h"])
+    expected = torch.eye(3).double() * (2 if place == "loss" else 0)
+    torch.testing.assert_close(found.kflr["bias"].B, expected)
