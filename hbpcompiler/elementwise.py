@@ -23,6 +23,7 @@ from hbpcompiler.errors import RuleError
 from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, flat, operand_symbol
 from hbpcompiler.rule.formula import Written, attribute, bound, dy, x, y
 from hbpcompiler.rule.rule import Backward
+from hbpcompiler.rule.simpler import tidy
 from hbpcompiler.rule.symbolic import evaluate, expm1, normal_cdf, normal_pdf, sigmoid, softplus
 
 
@@ -101,30 +102,9 @@ def settings(*attributes: Mapping[str, Any]) -> list[Case]:
 @lru_cache(maxsize=512)
 def derivatives(expression: Expr) -> tuple[Expr, Expr]:
     """(y', y'') of an expression in x, in terms of y where the expression itself occurs in them."""
-    first = _tidy(_slope(expression))
-    second = _tidy(_slope(first))
+    first = tidy(_slope(expression))
+    second = tidy(_slope(first))
     return _in_output(first, expression), _in_output(second, expression)
-
-
-def _tidy(expression: Expr) -> Expr:
-    if isinstance(expression, Piecewise):
-        return Piecewise(*[(_tidy(value), condition) for value, condition in expression.args])
-    if sympy.count_ops(expression) > LONGEST or _degree(expression) > HIGHEST:
-        return expression
-    return min((expression, sympy.factor(expression)), key=sympy.count_ops)
-
-
-LONGEST = 100
-"""Of longer expressions than this, in sympy operations, sympy may seek factors for minutes, and finds few."""
-HIGHEST = 12
-"""To factor, sympy takes exp(0.49 x) for the 49th power of exp(x / 100): of higher powers than this it is not asked."""
-
-
-def _degree(expression: Expr) -> int:
-    """The largest number above or below a fraction in any exponent."""
-    exponents = [power.exp for power in expression.atoms(sympy.Pow, sympy.exp)]
-    numbers = set().union(*[exponent.atoms(sympy.Rational) for exponent in exponents])
-    return max([max(abs(number.p), number.q) for number in numbers], default=0)
 
 
 STEPS = (sympy.sign, sympy.floor, sympy.ceiling, sympy.Heaviside)
@@ -173,7 +153,7 @@ def _in_output(derivative: Expr, expression: Expr) -> Expr:
     written = derivative.subs(expression, y)
     if written == derivative or isinstance(expression, Piecewise) or written.has(x):
         return derivative  # y would be kept beside x, not instead of it
-    return _tidy(written)
+    return tidy(written)
 
 
 @lru_cache(maxsize=512)

@@ -30,6 +30,7 @@ RULE = LossRule(
     formula="y (log y - x)",
     reduction=reduction,
     check=check,
+    order=("decreasing",),
     positions=1,
     cases=[
         Case(

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.match.losses.endings import slopes
-from hbpcompiler.compiler.match.losses.growth import FAILURES
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.operation import aten
-from hbpcompiler.compiler.match.operation.bind import bind, static_op
+from hbpcompiler.compiler.match.operation.again import FAILURES, Again, lengths, samples_axis
+from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch, has_batchs_size
-from hbpcompiler.compiler.trace.graph import N, Operation, Value
-from hbpcompiler.rule import LossRule, Op
+from hbpcompiler.compiler.trace.fx_graph.numbers import has_batchs_size
+from hbpcompiler.compiler.trace.graph import Operation, Value
+from hbpcompiler.rule import LossRule
 
 ADDS_UP = 1e-6
 """Relative: 1e-8 that is added to a mask's sum does not count."""
@@ -31,10 +31,10 @@ def made_of(matched: Matched, value: Value, batch: Batch, state: State) -> Tenso
     """The value, by the operations that make it of inputs, targets and constants; None where something else enters:
     outputs, trained parameters, draws, or what torch cannot call by itself."""
     try:
-        found = _Again(matched, batch.tensors, batch.samples, state).value(value)
+        found = _again(matched, batch.tensors, batch.samples, state).value(value)
     except (*FAILURES, _ElseError):
         return None
-    return found if found.numel() == math.prod(_shape(value, batch.samples)) else None
+    return found if found.numel() == math.prod(lengths(value, batch.samples)) else None
 
 
 class Divisors(NamedTuple):
@@ -71,7 +71,7 @@ def parts_of(matched: Matched) -> Sequence[Operation]:
 def _divisors(matched: Matched, batch: Batch, times: int, state: State) -> dict[str, float]:
     given = (*matched.graph.inputs, *matched.graph.targets)
     laid = [_laid(value, tensor, times) for value, tensor in zip(given, batch.tensors, strict=True)]
-    again = _Again(matched, laid, batch.samples * times, state)
+    again = _again(matched, laid, batch.samples * times, state)
     one = torch.ones((), dtype=torch.float64, device="cpu")  # a zero-dimensional tensor meets those of any device
     found = slopes(matched.graph, matched.rules, again.bound, one)
     return {name: math.inf if float(slope) == 0 else 1 / float(slope) for name, slope in found.items()}
@@ -98,53 +98,29 @@ def is_constant(matched: Matched, value: Value) -> bool:
 
 def _laid(value: Value, tensor: Tensor, times: int) -> Tensor:
     """The samples so many times."""
-    for axis, length in enumerate(value.shape):
-        if N in getattr(length, "free_symbols", ()):
-            return torch.cat([tensor.detach()] * times, axis)
-    return tensor
+    axis = samples_axis(value)
+    return tensor if axis is None else torch.cat([tensor.detach()] * times, axis)
 
 
 class _ElseError(Exception):
     """Something enters that is not of the batch."""
 
 
-class _Again:
-    """Values of the graph, made of these inputs and targets and of constants. Raises _ElseError where more is needed.
-    """
+def _again(matched: Matched, tensors: Sequence[Tensor], samples: int, state: State) -> Again:
+    """Values made of these inputs and targets and of constants. Raises _ElseError where more is needed."""
+    of_batch = {value.name: tensor
+                for value, tensor in zip((*matched.graph.inputs, *matched.graph.targets), tensors, strict=True)}
 
-    def __init__(self, matched: Matched, tensors: Sequence[Tensor], samples: int, state: State) -> None:
-        self.matched, self.samples, self.state = matched, samples, state
-        given = zip((*matched.graph.inputs, *matched.graph.targets), tensors, strict=True)
-        self.known = {value.name: tensor.detach() for value, tensor in given}
-
-    def value(self, value: Value) -> Tensor:
-        if value.name not in self.known:
-            self.known[value.name] = self._made(value)
-        return self.known[value.name]
-
-    def _made(self, value: Value) -> Tensor:
-        maker = self.matched.graph.makers.get(value.name)
-        if value.name in self.matched.active or (maker is not None and not _callable(maker)):
+    def given(value: Value) -> Tensor | None:
+        maker = matched.graph.makers.get(value.name)
+        found = of_batch.get(value.name)
+        if found is None and maker is None and value.name not in matched.active:
+            found = state().get(value.key)
+        if found is None and (maker is None or value.name in matched.active or not _callable(maker)):
             raise _ElseError
-        if maker is None:
-            found = self.state().get(value.key)
-            if found is None:
-                raise _ElseError
-            return found.detach()
-        given = {slot: self.value(above) for slot, above in maker.tensors.items()}
-        with torch.no_grad():
-            result: Tensor = aten.call(maker, aten.overload_of(maker), given.__getitem__, self._number)
-        return result.reshape(_shape(value, self.samples))
+        return found
 
-    def bound(self, operation: Operation) -> Op:
-        """An operation of the loss's end, as its rule sees it."""
-        def tensors(name: str) -> Tensor:
-            return self.value(operation.output if name == "output" else operation.tensors[name])
-
-        return bind(operation, tensors, self.matched.active, number=lambda name, item: self._number(item))
-
-    def _number(self, item: object) -> object:
-        return arithmetic(item, self.samples) if depends_on_batch(item) else item
+    return Again(matched.graph, samples, given)
 
 
 def _callable(operation: Operation) -> bool:
@@ -154,6 +130,3 @@ def _callable(operation: Operation) -> bool:
     overload = aten.overload_of(operation)
     return not overload._schema.is_mutable and torch.Tag.nondeterministic_seeded not in overload.tags
 
-
-def _shape(value: Value, samples: int) -> list[int]:
-    return [arithmetic(length, samples) if depends_on_batch(length) else int(length) for length in value.shape]

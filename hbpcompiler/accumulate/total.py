@@ -23,8 +23,10 @@ from hbpcompiler.values import Stored
 class Values(Mapping[str, Any]):
     """One quantity by the name of a parameter; each value is made when it is read."""
 
-    def __init__(self, sums: Sums, quantity: str) -> None:
+    def __init__(self, sums: Sums, quantity: str, weights: str) -> None:
         self._sums, self._quantity = sums, quantity
+        self.weights = weights
+        """A hash of the numbers that the model had."""
         self._names = sums.parameters(quantity)
 
     @property
@@ -143,14 +145,14 @@ class Total:
 
     def __getattr__(self, name: str) -> Values:
         if not name.startswith("_") and name in self._sums.quantities:
-            return Values(self._sums, name)
+            return Values(self._sums, name, self._header.digest)
         held = ", ".join(self._sums.quantities) if "_sums" in self.__dict__ else ""
         raise AttributeError(f"'{name}' was not accumulated; there are {held}")
 
     def __getitem__(self, name: str) -> Values:
         if name not in self._sums.quantities:
             raise KeyError(f"{name}: there are {', '.join(self._sums.quantities)}")
-        return Values(self._sums, name)
+        return Values(self._sums, name, self._header.digest)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._sums.quantities)

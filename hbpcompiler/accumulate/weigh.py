@@ -89,6 +89,13 @@ class Weigher:
         if not ending.definite:
             raise UnsupportedOpError("the loss is neither a mean over the samples nor a sum: there is no way to add up "
                                      "batches. Divide by the number of samples, or by none")
+        if ending.mixed:
+            places = [f"{each.target} in {each.source}" for each in parts_of(built.matched)]
+            raise UnsupportedOpError(listing(
+                "one part of the loss is a mean over the samples and another one is a sum: no one number says what a "
+                "batch counts in both.", places,
+                "Make both means, (output ** 2).sum() / len(output) for (output ** 2).sum(), or both sums; or "
+                "accumulate the parts of the loss one by one, and add their totals."))
         self._mean = ending.kind == MEAN_LOSS
         self._matched, self._losses = built.matched, built.losses
         self._state: State = lambda: compiled._tensors(compiled._state_now(), built)

@@ -41,7 +41,7 @@ def curvature(values: Mapping[str, Any], parameters: nn.Module | Mapping[str, An
         InputError: listing every value that does not fit: unknown names, wrong shapes or dtypes, factors that are not
             symmetric or not finite, quantities that are no curvature.
     """
-    found = Curvature(*blocks_of(values, parameters, layouts, joint_biases))
+    found = Curvature(*blocks_of(values, parameters, layouts, joint_biases), getattr(values, "weights", ""))
     if group is not None:
         decompose([matrix for block in found.blocks for matrix in block.symmetric_matrices], group)
     return found

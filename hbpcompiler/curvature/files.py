@@ -19,14 +19,14 @@ from hbpcompiler.values import LAYOUTS
 FORMAT = "hbpcompiler curvature 1"
 
 
-def state(blocks: Sequence[Block], dtypes: Mapping[str, torch.dtype | None]) -> dict[str, Any]:
+def state(blocks: Sequence[Block], dtypes: Mapping[str, torch.dtype | None], weights: str) -> dict[str, Any]:
     """See `Curvature.state_dict`; the parameters' dtypes by their names, in order."""
     return {"format": FORMAT, "names": list(dtypes), "dtypes": list(dtypes.values()),
-            "blocks": [_written(block) for block in blocks]}
+            "weights": weights, "blocks": [_written(block) for block in blocks]}
 
 
-def restored(given: Any) -> tuple[list[Block], list[str], dict[str, torch.dtype | None]]:
-    """The blocks, the names and the dtypes of `state`. InputError for what is not a state, or not a whole one."""
+def restored(given: Any) -> tuple[list[Block], list[str], dict[str, torch.dtype | None], str]:
+    """What `state` was given, and the names. InputError for what is not a state, or not a whole one."""
     if not isinstance(given, Mapping) or given.get("format") != FORMAT:
         found = given.get("format") if isinstance(given, Mapping) else type(given).__name__
         raise InputError(f"this is no state of a curvature (its format is {found!r}, not {FORMAT!r})")
@@ -37,7 +37,7 @@ def restored(given: Any) -> tuple[list[Block], list[str], dict[str, torch.dtype 
         raise InputError(f"the state of this curvature is damaged: {type(error).__name__}: {error}") from error
     if not blocks or sorted(names) != sorted(name for block in blocks for name in block.names):
         raise InputError("the state of this curvature is damaged: its blocks are not of the parameters that it names")
-    return blocks, names, dtypes
+    return blocks, names, dtypes, str(given.get("weights", ""))
 
 
 def _written(block: Block) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Curvature:
     __array_ufunc__ = None  # numbers of NumPy leave the multiplication to this class
 
     def __init__(self, blocks: Sequence[Block], names: Sequence[str],
-                 dtypes: Mapping[str, torch.dtype | None] | None = None) -> None:
+                 dtypes: Mapping[str, torch.dtype | None] | None = None, weights: str = "") -> None:
         places = {name: block for block in blocks for name in block.names}
         shapes = {name: shape for block in blocks for name, shape in zip(block.names, block.place.shapes, strict=True)}
         self.blocks: tuple[Block, ...] = tuple(blocks)
@@ -47,6 +47,8 @@ class Curvature:
         self.shapes: dict[str, Shape] = {name: shapes[name] for name in names}
         self.dtypes: dict[str, torch.dtype | None] = {name: (dtypes or {}).get(name) for name in names}
         """Of the parameters, which `sample` draws in; None where they are not known."""
+        self.weights = weights
+        """A hash of the numbers that the model had where this was made, "" where that is not known."""
 
     # -- a mapping -----------------------------------------------------------------------------------------------------
 
@@ -122,7 +124,8 @@ class Curvature:
         rest = [block for block, found in zip(self.blocks, quick, strict=True) if found is None]
         self._refuse(rest, of, split, invertible=exponent < 0)
         return Curvature([block.power(exponent, of(block), split) if found is None else found
-                          for block, found in zip(self.blocks, quick, strict=True)], self.names, self.dtypes)
+                          for block, found in zip(self.blocks, quick, strict=True)], self.names, self.dtypes,
+                         self.weights)
 
     def sample(self, n: int = 1, damping: Damping = 0.0, split: str = EXACT,
                generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -177,7 +180,7 @@ class Curvature:
         scale = number(factor)
         if scale is None or scale <= 0:
             raise InputError(f"a curvature can be multiplied by positive numbers, not by {factor!r}")
-        return Curvature([block.scaled(scale) for block in self.blocks], self.names, self.dtypes)
+        return Curvature([block.scaled(scale) for block in self.blocks], self.names, self.dtypes, self.weights)
 
     __rmul__ = __mul__
 
@@ -200,11 +203,11 @@ class Curvature:
             raise InputTypeError(f"one dtype, not both {device} and {dtype}")
         place = None if device is None else torch.device(device)
         dtypes = self.dtypes if dtype is None else dict.fromkeys(self.names, dtype)
-        return Curvature([block.to(place, dtype) for block in self.blocks], self.names, dtypes)
+        return Curvature([block.to(place, dtype) for block in self.blocks], self.names, dtypes, self.weights)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and texts, for torch.save; of symmetric matrices the upper triangles alone."""
-        return files.state(self.blocks, self.dtypes)
+        return files.state(self.blocks, self.dtypes, self.weights)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Curvature:

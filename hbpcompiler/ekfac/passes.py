@@ -108,7 +108,7 @@ def ekfac(model: nn.Module, loss: Callable[..., Tensor] | None, loader: Iterable
     asked = {names.factors: structure.factors, names.diagonal: structure.diagonal}
     first = run.total({name: own for name, own in asked.items() if own}, _beside(checkpoint, "factors"))
     values, factors, stored = _first_pass(first, names)
-    samples = first.samples
+    samples, weights = first.samples, first[next(iter(first))].weights
     del first  # its sums are as large as what is made of them
     if factors:
         path = _beside(checkpoint, "bases")
@@ -122,7 +122,9 @@ def ekfac(model: nn.Module, loss: Callable[..., Tensor] | None, loader: Iterable
                              "eigenvalues have to be of the data that the eigenvectors are of")
         for name, (inner, outer) in bases.items():
             values[name] = Decomposed(inner, outer, second[names.eigenvalues][name])
-    return curvature(Values({name: values[name] for name in stored if name in values}, "ekfac", stored))
+    found = curvature(Values({name: values[name] for name in stored if name in values}, "ekfac", stored))
+    found.weights = weights
+    return found
 
 
 def _check_given(model: Any, loader: Any, patterns: Mapping[str, Any]) -> None:

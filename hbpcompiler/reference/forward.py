@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from hbpcompiler.rules.shared.twice import right_second_derivatives
+from hbpcompiler.rules.shared.twice import right_derivatives
 from hbpcompiler.seeded import seed_global
 
 Loss = Callable[..., Tensor]
@@ -46,7 +46,7 @@ class Forward:
         self._jacobians: dict[str, Tensor] = {}
         # The fused attention kernels have no second derivative, and a few others a wrong one.
         with torch.enable_grad(), torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH), \
-                right_second_derivatives():
+                right_derivatives():
             seed_global(seed, next(iter(self.parameters.values())).device)
             returned = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
             self.loss = loss(returned, target)

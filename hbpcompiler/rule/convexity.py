@@ -13,6 +13,7 @@ import sympy
 from hbpcompiler.rule.helpers import operand_symbol
 from hbpcompiler.rule.op import Op
 from hbpcompiler.rule.rule import LossRule, Rule
+from hbpcompiler.rule.simpler import factored
 from hbpcompiler.rule.structure import Structure
 from hbpcompiler.rule.symbolic import sigmoid
 
@@ -54,9 +55,12 @@ def _derivative(rule: Rule, op: Op, slot: str, order: int, never_negative: Colle
 def _sign(derivative: sympy.Expr | None) -> int | None:
     if derivative is None:
         return None
-    if derivative.has(sigmoid):  # sympy does not know that it lies between 0 and 1, but knows that exp is positive
-        if isinstance(derivative, sympy.Piecewise):
-            signs = {_sign(part) for part, _ in derivative.args}
-            return signs.pop() if len(signs) == 1 else None
-        derivative = sympy.factor(derivative.replace(sigmoid, lambda inner: 1 / (1 + sympy.exp(-inner))))
-    return 1 if derivative.is_nonnegative else -1 if derivative.is_nonpositive else None
+    if isinstance(derivative, sympy.Piecewise):
+        signs = {_sign(part) for part, _ in derivative.args}
+        return signs.pop() if len(signs) == 1 else None
+    # sympy does not know that sigmoid lies between 0 and 1, but knows that exp is positive.
+    written = derivative.replace(sigmoid, lambda inner: 1 / (1 + sympy.exp(-inner)))
+    for form in (written, factored(written)):  # of a difference, 1 / sqrt(1 + x^2) - x^2 / (1 + x^2)^(3/2), by factors
+        if form.is_nonnegative or form.is_nonpositive:
+            return 1 if form.is_nonnegative else -1
+    return None

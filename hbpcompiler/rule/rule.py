@@ -188,7 +188,8 @@ class LossRule:
     """(op, target) -> over how many terms a mean goes, where the target decides that; None if more than it decides. A
     rule without it means over all elements. The target is as for `check`."""
     order: tuple[Order, ...] = ()
-    """"increasing", if `gradient` is never negative (sums, means), "decreasing", if it is never positive."""
+    """"increasing", if `gradient` is never negative (sums, means), "decreasing", if it is never positive: for every
+    target that `check` lets pass."""
     refuse: Callable[[Op], str | None] = lambda op: None
     positions: int | None = None
     """Where an axis of positions may stand, so that [p*N, *z], samples with positions merged into them, has the loss of

@@ -219,3 +219,32 @@ def test_weights_that_may_cancel():
     for options in ({}, {"count": lambda batch: len(batch[1])}):
         with pytest.raises(hbp.InputError, match=r"batch 0 .* is divided by -1\.5 in this batch, .* above zero"):
             total_and_right(over_signed_weights, negative, **options)
+
+
+@pytest.mark.parametrize("loss", [
+    lambda o, y: F.cross_entropy(o, y.clamp(min=0)) + o.square().sum(),
+    lambda o, y: F.cross_entropy(o, y.clamp(min=0)) + 0.1 * F.cross_entropy(o, y.clamp(min=0), reduction="sum"),
+    lambda o, y: torch.stack([F.cross_entropy(o, y.clamp(min=0)), o.square().sum()]).sum(),
+], ids=["two kinds", "one in both", "stacked"])
+@pytest.mark.parametrize("count", [None, len])
+def test_a_mean_and_a_sum_are_no_total(loss, count):
+    with pytest.raises(hbp.UnsupportedOpError, match="one part of the loss is a mean over the samples and another one"):
+        hbp.accumulate(hbp.compile(model(), loss, ["grad"]), data()[0], count=count, progress=False)
+
+
+def test_terms_of_both_kinds_laid_after_one_another():
+    def loss(o, y):
+        return torch.cat([F.cross_entropy(o, y.clamp(min=0), reduction="none"), squares(o)]).mean()
+
+    own, (loader, (X, y)) = model(), data()
+    total = hbp.accumulate(hbp.compile(own, loss, ["grad"]), loader, progress=False)
+    loss(own(X), y).backward()
+    for name, parameter in own.named_parameters():
+        torch.testing.assert_close(total.grad[name], parameter.grad)
+
+
+@pytest.mark.parametrize("loss", [lambda o, y: (F.cross_entropy(o, y.clamp(min=0)), {"accuracy": 0.5}),
+                                  lambda o, y: {"loss": F.cross_entropy(o, y.clamp(min=0))}])
+def test_a_loss_with_metrics_is_told_what_to_pass(loss):
+    with pytest.raises(hbp.HbpError, match=r"returned (tuple|dict).*lambda output, target: loss\(output, target\)"):
+        hbp.compile(model(), loss, ["grad"])(*data()[1])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -328,3 +329,36 @@ def test_scores_are_shown_without_their_numbers():
     found = Scores(torch.zeros(30, 600), {"0.weight": torch.zeros(30, 600)}, ("1.bias",), {"0.weight": 0.1})
     assert repr(found) == "Scores([30, 600], by_parameter of 1, left_out=['1.bias'])"
     assert repr(Scores(torch.zeros(600), {}, (), {})) == "Scores([600])"
+
+
+@pytest.mark.parametrize("made", ["total", "ekfac", "file"])
+def test_a_curvature_at_other_weights_is_warned_of(made):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    data = [(torch.randn(4, 3).double(), torch.randint(2, (4,)))]
+    train = hbp.compile(model, nn.CrossEntropyLoss(), ["kflr"])
+    if made == "ekfac":
+        H = hbp.ekfac(model, nn.CrossEntropyLoss(), data, columns="exact", progress=False)
+    else:
+        H = hbp.curvature(hbp.accumulate(train, data, progress=False).kflr)
+    if made == "file":
+        H = hbp.Curvature.from_state_dict(H.state_dict())
+    H, damping = (2 * H).to(torch.float64), 0.1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = self_scores(H, train, data, damping=damping, progress=False)
+        scores(H, train, data, train, data, damping=damping, progress=False)
+    gradients = hbp.compile(model, nn.CrossEntropyLoss(), ["batch_grad"])(*data[0]).batch_grad
+    rows = {name: 4 * each for name, each in gradients.items()}
+    right = sum((rows[name] * each).flatten(1).sum(1) for name, each in H.solve(rows, damping).items())
+    torch.testing.assert_close(before.values, right)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    with pytest.warns(hbp.TotalWarning, match="curvature was made at other numbers"):
+        scores(H, train, data, train, data, damping=damping, progress=False)
+    with pytest.warns(hbp.TotalWarning, match="curvature was made at other numbers"):
+        self_scores(H, train, data, damping=damping, progress=False)
+    own = hbp.curvature({name: H.diag()[name] for name in H.names}, parameters=model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        self_scores(own, train, data, damping=damping, progress=False)

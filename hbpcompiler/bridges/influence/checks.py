@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +16,11 @@ from hbpcompiler.accumulate.checkpoint import fingerprint, loss_text, modes_of
 from hbpcompiler.accumulate.settings import in_words, settings_of
 from hbpcompiler.bridges.influence.queries import Inverse
 from hbpcompiler.bridges.influence.shards import ORDERS
+from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Curvature
 from hbpcompiler.digest import digest_of
-from hbpcompiler.errors import InputError, InputTypeError, listing
+from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
 from hbpcompiler.values import Values
 from hbpcompiler.version import __version__
 
@@ -59,6 +61,16 @@ def check(curvature: Any, programs: Mapping[str, Any], loaders: Mapping[str, Any
         findings.append(f"checkpoint_every must be a number of seconds, not {every!r}")
     if findings:
         raise InputError(listing("these arguments are wrong:", findings))
+    warn_of_other_weights(curvature, model)
+
+
+def warn_of_other_weights(curvature: Curvature, model: nn.Module) -> None:
+    """A curvature that was averaged on the way may be wanted; one that training has left behind hardly is."""
+    if curvature.weights not in ("", fingerprint(model)[1]):
+        warnings.warn("the curvature was made at other numbers of the parameters or buffers than the model has now, as "
+                      "before more training, and the scores' gradients are those of now: make it anew, or load the "
+                      "model's numbers of then. If it is meant so, filter this warning out",
+                      TotalWarning, stacklevel=level_of_caller())
 
 
 def header_of(inverse: Inverse, programs: Mapping[str, Compiled], group: Any, count: Any, **more: Any,

@@ -10,7 +10,7 @@ import sympy
 
 from hbpcompiler.compiler.lengths.numbers import Polynomial, Power
 from hbpcompiler.compiler.lengths.walk import LengthsDifferError, Numbers
-from hbpcompiler.compiler.match.matched import Ending, Matched
+from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 
 AnyLength = Callable[[int], Matched]
@@ -42,9 +42,9 @@ def matched_at(every: Sequence[Matched], numbers: Numbers) -> AnyLength:
             own, output=made[own.name], tensors={slot: made[value.name] for slot, value in own.tensors.items()},
             attributes=_at(attributes[own.name], length)) for own in first.graph.operations}
         graph = _graph(first.graph, made, operations)
-        ending = Ending(tuple(operations[own.name] for own in first.ending.reductions),
-                        tuple(operations[own.name] for own in first.ending.tail), first.ending.kind,
-                        first.ending.definite, _at(multiples, length))
+        ending = replace(first.ending, reductions=tuple(operations[own.name] for own in first.ending.reductions),
+                         tail=tuple(operations[own.name] for own in first.ending.tail),
+                         multiples=_at(multiples, length))
         return Matched(graph, first.rules, first.active, ending, first.names)
 
     return at

@@ -7,7 +7,7 @@ elementwise rule, with one derivative and one diagonal residual.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
@@ -17,11 +17,14 @@ from torch import Tensor
 
 from hbpcompiler.compiler.match.edges import loses_edge
 from hbpcompiler.compiler.match.operation.bind import bind, static_op
+from hbpcompiler.compiler.match.signs import never_negative
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.elementwise import derivatives, elementwise, x
 from hbpcompiler.limits import DEFAULT_LIMITS
-from hbpcompiler.rule import Op, Rule, operand_symbol
+from hbpcompiler.rule import Op, Rule, Zero, operand_symbol
+from hbpcompiler.rule.convexity import curvature_sign, slope_sign
 from hbpcompiler.rule.registry import AnyRule
+from hbpcompiler.rule.simpler import without_overflow
 
 UNREAL = (sympy.I, sympy.nan, sympy.zoo, sympy.oo, -sympy.oo)
 """What sympy makes of a number outside a function's domain: it cannot be compared, and torch has its own NaN for it."""
@@ -50,10 +53,34 @@ def fuse(graph: Graph, rules: Mapping[str, AnyRule],
         joined = elementwise("hbpcompiler.fused", expression, forward=_forward(inner, source, rules, active))
         if _loses_edge(expression, joined, whole, active):
             continue
+        if last.source.in_loss and (curvature_sign(joined, static_op(whole, active)) is None or
+                                    _keeps_sign(inner, fused, active, never_negative(graph))):
+            continue
         fused = {name: rule for name, rule in fused.items() if name not in {own.name for own in region}}
         fused[whole.name] = joined
         operations = [whole if own is last else own for own in operations if own is last or own not in region]
     return replace(graph, operations=operations), fused
+
+
+def _keeps_sign(inner: Sequence[Operation], rules: Mapping[str, AnyRule], active: AbstractSet[str],
+                signs: AbstractSet[str]) -> bool:
+    """Whether what these operations of a loss are one after the other is known to be convex, or concave, as they are,
+    by Boyd and Vandenberghe's rules of composition. They say more of what they act on than the whole does."""
+    slopes: dict[str, set[int | None]] = {inner[-1].name: {1}}
+    curvatures = set[int | None]()
+    for operation in reversed(inner):
+        rule, op = rules[operation.name], static_op(operation, active)
+        assert isinstance(rule, Rule)
+        never = [slot for slot, value in operation.tensors.items() if value.name in signs]
+        (above, *others) = slopes[operation.name]
+        slope = None if others else above
+        if not isinstance(rule.residual_of(op), Zero):
+            own = curvature_sign(rule, op, never)
+            curvatures.add(slope * own if slope and own else None)
+        for slot, value in operation.tensors.items():
+            own = slope_sign(rule, op, slot, never)
+            slopes.setdefault(value.name, set()).add(slope * own if slope and own else None)
+    return None not in curvatures and len(curvatures) < 2
 
 
 def _joins(operation: Operation, rules: Mapping[str, AnyRule], active: AbstractSet[str]) -> bool:
@@ -61,7 +88,7 @@ def _joins(operation: Operation, rules: Mapping[str, AnyRule], active: AbstractS
     rule = rules.get(operation.name)
     if not isinstance(rule, Rule) or rule.expression is None or rule.forward is None:
         return False
-    if operation.source.in_loss or operation.name not in active:
+    if operation.name not in active:
         return False
     if any(hasattr(item, "free_symbols") for item in operation.attributes.values()):
         return False  # a number that depends on the batch's size is not known yet
@@ -118,6 +145,8 @@ def _composed(last: Operation, region: list[Operation], source: Value, rules: Ma
         return known[name]
 
     expression = expression_of(last.name)
+    if expression is not None:
+        expression = without_overflow(expression)
     if expression is None or any(derivative.has(*UNREAL) for derivative in derivatives(expression)):
         return None
     return expression

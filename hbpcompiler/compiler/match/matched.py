@@ -30,6 +30,8 @@ class Ending:
     multiples: Mapping[str, Any]
     """By the name of each reduction, what its l_n is multiplied by in the loss's: a number, or an expression in N and
     unknown numbers."""
+    mixed: bool = False
+    """Whether some parts are means and others are sums, so that no weight of a batch serves all of them."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from hbpcompiler import schemes
 from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.match.losses.endings import sign_of
+from hbpcompiler.compiler.match.losses.targets import slope_of
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.plan.joint import Joint, joint_blocks
@@ -32,7 +33,7 @@ from hbpcompiler.quantities import (
 )
 from hbpcompiler.rule import Diagonal, Factor, LossRule, Op, Pieces, Residual, Rule, Zero
 from hbpcompiler.rule.bilinear import cross_block, cross_block_missing, inputs_met, parameters_met
-from hbpcompiler.rule.convexity import curvature_sign, order_sign
+from hbpcompiler.rule.convexity import curvature_sign
 
 
 class Births(Outputs):
@@ -67,7 +68,7 @@ class Births(Outputs):
         self.steps.append(Seed(operation, self.gradient))
         self._arrive(value, self.gradient)
         residual = rule.residual_of(op)
-        sign, slope = sign_of(self.matched.ending.multiples[operation.name]), order_sign(rule)
+        sign, slope = sign_of(self.matched.ending.multiples[operation.name]), slope_of(self.matched, operation)
         signed = sign != 1
         self._slope(value, sign * slope if sign and slope else None)
         for stream in sorted(self.streams & {GGN, GGN_MC, KFRA}):

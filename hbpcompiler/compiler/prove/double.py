@@ -27,7 +27,7 @@ from hbpcompiler.compiler.prove.weights import SampleWeights, losses_alone
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.with_state import loss_at, ordinary_mode
-from hbpcompiler.rules.shared.twice import right_second_derivatives
+from hbpcompiler.rules.shared.twice import right_derivatives
 
 
 def double(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, use: Callable[[Double], Found],
@@ -51,7 +51,7 @@ def twice_differentiable(cudnn: bool = False) -> Iterator[None]:
     """Without fused attention and, if not `cudnn`, without cuDNN, whose recurrent kernels have no second derivative,
     and without functions of torch that have a wrong one."""
     recurrent = nullcontext() if cudnn else torch.backends.cudnn.flags(enabled=False)
-    with sdpa_kernel(SDPBackend.MATH), recurrent, right_second_derivatives():
+    with sdpa_kernel(SDPBackend.MATH), recurrent, right_derivatives():
         yield
 
 

@@ -16,7 +16,14 @@ from torch import Tensor
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.prove.candidate import Candidate
 from hbpcompiler.compiler.prove.comparison import LAST_DIGIT, Comparison, Numbers, compared, left_out
-from hbpcompiler.compiler.prove.differences import SHOWN_FIRST, SMALLEST_FIRST, decided, gradient_entry
+from hbpcompiler.compiler.prove.differences import (
+    SHOWN_FIRST,
+    SMALLEST_FIRST,
+    decided,
+    exactly,
+    gradient_entry,
+    is_little,
+)
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.elsewhere import gradients, multiplied, stretched
 from hbpcompiler.compiler.prove.expectation import drew_alike, in_expectation
@@ -37,8 +44,6 @@ from hbpcompiler.errors import ProofError
 FEW = 8
 """Samples for a gradient that the program does not give, and with a memory budget: the model's own step needs some."""
 SINGLE, DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
-LITTLE = 1e-5
-"""Of the largest number: a gap in double precision that a kernel of torch's may be to blame for."""
 _REDUCED = {torch.float32: 2.0**-10}
 """What products of a dtype may be rounded to where the machine is told that this is good enough."""
 
@@ -121,6 +126,8 @@ class _Proof:
             lines = explained(lines, lambda doubled: self._in(doubled, batch, few, how))
             lines = as_near(lines, found, right, lambda: gradients(self._own_step(few, self.draws, Doubled())))
         if self.eps == DOUBLE and not step.random and self.candidate.weights(few) is None:
+            lines = exactly(lines, found, lambda: self._trainable(gradients(self._own_step(few, self.draws, None))),
+                            self.eps)
             lines = [self._decided(line, few, found, right) for line in lines]
         own = (step.own_backward or bool(hooked)) and self.of_loss
         if own and self.eps > LAST_DIGIT:
@@ -175,8 +182,7 @@ class _Proof:
     def _decided(self, line: Comparison, few: Batch, found: Numbers, right: Numbers) -> Comparison:
         """The line; where it disagrees by a last few digits and nothing of the user's explains it, by differences."""
         candidate = self.candidate
-        if line.agrees or line.quantity != GRAD or line.error > LITTLE * line.largest or line.key not in found or (
-                suspects(candidate, few, self.draws)):
+        if not is_little(line) or line.key not in found or suspects(candidate, few, self.draws):
             return line
         entry = int((found[line.key] - right[line.key]).abs().argmax())
         value, doubt = gradient_entry(candidate, few, self.draws, line.parameter, entry)

@@ -118,8 +118,8 @@ def _no_loss(returned: Any) -> str:
         return f"a tensor of shape {_shown(returned.shape)}; use reduction='mean' or 'sum', .mean() or .sum()"
     if isinstance(returned, torch.SymFloat | torch.SymInt | int | float):
         return "a number of Python's; leave .item(), float() or .detach() out, which cut the derivative off"
-    advice = "; is a return missing?" if returned is None else "; return the tensor to differentiate alone"
-    return type(returned).__name__ + advice
+    return type(returned).__name__ + ("; is a return missing?" if returned is None else (
+        "; pass what is to be differentiated alone: lambda output, target: loss(output, target)[0], or [\"loss\"]"))
 
 
 def _shown(shape: Sequence[Any]) -> str:

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 import hbpcompiler as hbp
 from hbpcompiler.compiler.prove import double, own_step
 from hbpcompiler.compiler.prove.comparison import Comparison
-from hbpcompiler.compiler.prove.differences import SHOWN, SHOWN_FIRST, decided
+from hbpcompiler.compiler.prove.differences import EXACTLY, SHOWN, SHOWN_FIRST, decided
 from hbpcompiler.compiler.prove.prove import _Proof
 from hbpcompiler.compiler.prove.twin import GRAD
 from hbpcompiler.reference import forward, reference
@@ -61,7 +61,7 @@ def test_weight_norm(old, monkeypatch):
     operator = hbp.operator(model, nn.MSELoss(), (X, Y), "hessian", parameters=[row])
     close(operator.to_dense().diagonal().view_as(found[row]), found[row], "products")
     for module in (forward, double):
-        monkeypatch.setattr(module, "right_second_derivatives", contextlib.nullcontext)
+        monkeypatch.setattr(module, "right_derivatives", contextlib.nullcontext)
     torchs = reference(model, nn.MSELoss(), [X], Y, "diag_h")[row]
     assert (torchs - found[row]).abs().max() > 0.05 * torchs.abs().max(), "torch's own kernel is right now"
     lines = [line for line in compiled.verify(X, Y) if line.quantity == "diag_h"]
@@ -165,3 +165,27 @@ def test_what_differences_decide():
     assert decided(line, ours, torchs, between, 1e-7).agrees
     assert not decided(line, torchs, ours, between, 1e-7).agrees
     assert not decided(line, ours, torchs, between, 0.1).agrees, "too coarse to tell one from the other"
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3, 1e-9])
+def test_a_kernel_that_rounds_an_attribute_to_single_precision(scale):
+    """CELU's backward in torch divides by a rounded alpha; its bend at 0 lies where differences would be taken."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.CELU(0.3), nn.Linear(3, 2)).double()
+    exact = nn.Sequential(model[0], Exactly(), model[2])
+    with torch.no_grad():
+        model[0].bias.zero_()
+    compiled = hbp.compile(model, nn.MSELoss(), ["grad", "diag_h"], verify="full")
+    found = compiled(scale * X, Y)
+    exact.zero_grad()
+    nn.functional.mse_loss(exact(scale * X), Y).backward()
+    for name, parameter in exact.named_parameters():
+        torch.testing.assert_close(found.grad[name], parameter.grad, rtol=1e-13, atol=1e-15)
+    lines = compiled.verify(scale * X, Y)
+    assert lines.agrees
+    assert EXACTLY in {line.how for line in lines}
+
+
+class Exactly(nn.Module):
+    def forward(self, x):
+        return torch.where(x > 0, x, 0.3 * torch.expm1(x / 0.3))

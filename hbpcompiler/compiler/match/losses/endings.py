@@ -20,12 +20,7 @@ from hbpcompiler.compiler.match.matched import Ending
 from hbpcompiler.compiler.match.operation.bind import bind, is_curved, static_op
 from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.match.signs import never_negative
-from hbpcompiler.compiler.trace.graph import (
-    Graph,
-    N,
-    Operation,
-    Value,
-)
+from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 from hbpcompiler.errors import InputError, UnsupportedOpError, listing
 from hbpcompiler.quantities import LOSS, QUANTITIES
 from hbpcompiler.rule import LossRule, Op, Rule
@@ -94,11 +89,11 @@ def ending_of(graph: Graph, rules: Mapping[str, AnyRule]) -> Ending:
 
     grown, slope = growths(graph, rules, lambda op_of: slopes(graph, rules, op_of)), slopes(graph, rules, of_unknowns)
     say = [operation for operation in reductions if slope[operation.name] != 0] or reductions  # 0 times a sum does not
-    kind, definite = _overall({operation.name: grown[operation.name] for operation in say},
-                              [_reduction(operation, rules, graph) for operation in say])
+    kind, definite, mixed = _overall({operation.name: grown[operation.name] for operation in say},
+                                     [_reduction(operation, rules, graph) for operation in say])
     found = multiples(graph, rules, of_unknowns, N, kind)
     plain = {name: _as_number(multiple) for name, multiple in found.items()}
-    return Ending(tuple(reductions), tuple(tail), kind, definite, plain)
+    return Ending(tuple(reductions), tuple(tail), kind, definite, plain, mixed)
 
 
 def refuse_scale(ending: Ending, quantities: Sequence[str]) -> None:
@@ -114,13 +109,13 @@ def refuse_scale(ending: Ending, quantities: Sequence[str]) -> None:
             f"{', '.join(needing)}; the others do not depend on it."))
 
 
-def _overall(grown: Mapping[str, float | None], spelled: Sequence[str]) -> tuple[str, bool]:
-    """"mean" or "sum", and whether each part is one of the two; if one is neither, as they are spelled."""
+def _overall(grown: Mapping[str, float | None], spelled: Sequence[str]) -> tuple[str, bool, bool]:
+    """"mean" or "sum", whether each part is one of them (if one is neither, as spelled), and whether both are there."""
     powers = [None if power is None else round(power) for power in grown.values()
               if power is None or abs(power - round(power)) < NEAR]
     if len(powers) == len(grown) and set(powers) <= {0, 1}:
-        return "mean" if 0 in powers else "sum", True
-    return "mean" if "mean" in spelled else "sum", False
+        return "mean" if 0 in powers else "sum", True, len(set(powers)) > 1
+    return "mean" if "mean" in spelled else "sum", False, False
 
 
 def _as_number(multiple: Any) -> Any:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.match.operation import aten
-from hbpcompiler.compiler.match.operation.bind import bind, static_op
-from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch, has_batchs_size
-from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
+from hbpcompiler.compiler.match.operation.again import FAILURES, Again, lengths, samples_axis
+from hbpcompiler.compiler.match.operation.bind import static_op
+from hbpcompiler.compiler.trace.fx_graph.numbers import has_batchs_size
+from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.rule import LossRule, Op
 from hbpcompiler.rule.registry import AnyRule
 from hbpcompiler.rules.shared.torch_operations import COMPARES
@@ -30,7 +30,6 @@ does not count beside so many samples."""
 LABELS = (2, 3, 5)
 """How many labels the stand-ins have, as few as possible: no loss need take more."""
 NEAR = 0.1
-FAILURES = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError)
 
 Slopes = Callable[[Callable[[Operation], Op]], Mapping[str, Any]]
 """(how an operation is bound) -> what each reduction is multiplied by in the loss."""
@@ -68,7 +67,7 @@ def _measured(graph: Graph, slopes: Slopes, own: Mapping[str, float], dependent:
     """On stand-ins with these labels; None where the loss's operations do not take them."""
     found: dict[str, float | None] = {}
     try:
-        once, twice = (_Laid(graph, times, labels).parts(slopes) for times in (1, 2))
+        once, twice = (_parts(_laid(graph, times, labels), slopes) for times in (1, 2))
     except FAILURES:
         return None
     for name, (multiple, value) in once.items():
@@ -118,61 +117,26 @@ def _power(once: Any, twice: Any) -> float | None:
     return math.log2(after / before)
 
 
-@dataclass
-class _Laid:
+def _laid(graph: Graph, times: int, labels: Sequence[int]) -> Again:
     """The end of the loss on a stand-in batch, laid so many times."""
+    largest = max(math.prod(lengths(value, 1)) for value in graph.values())
+    samples = SAMPLES if largest * SAMPLES <= MANY_NUMBERS else FEW
 
-    graph: Graph
-    times: int
-    labels: Sequence[int] = (0, 1)
-
-    def __post_init__(self) -> None:
-        largest = max(math.prod(map(int, self._shape(value, 1))) for value in self.graph.values())
-        self.samples = SAMPLES if largest * SAMPLES <= MANY_NUMBERS else FEW
-        self.batch = self.samples * self.times
-        self.known: dict[str, Tensor] = {}
-
-    def parts(self, slopes: Slopes) -> dict[str, tuple[Any, Any]]:
-        """By reduction, what it is multiplied by and its value."""
-        found = slopes(self._bound)
-        return {name: (multiple, self._value(self.graph.makers[name].output)) for name, multiple in found.items()}
-
-    def _bound(self, operation: Operation) -> Op:
-        def tensors(name: str) -> Any:
-            return self._value(operation.output if name == "output" else operation.tensors[name])
-
-        return bind(operation, tensors, self.graph.active, number=lambda name, item: arithmetic(item, self.batch))
-
-    def _shape(self, value: Value, batch: int) -> list[int]:
-        lengths = [arithmetic(length, batch) if depends_on_batch(length) else int(length) for length in value.shape]
-        return [1, *lengths[1:]] if value.shared else lengths
-
-    def _value(self, value: Value) -> Tensor:
-        if value.name not in self.known:
-            maker = self.graph.makers.get(value.name)
-            made = maker is not None and _carried_out(maker, self.graph.active)
-            self.known[value.name] = self._made(maker) if maker is not None and made else self._stand_in(value)
-        return self.known[value.name]
-
-    def _made(self, operation: Operation) -> Tensor:
-        def other(item: Any) -> Any:
-            if isinstance(item, torch.device):
-                return torch.device("cpu")
-            return arithmetic(item, self.batch) if depends_on_batch(item) else item
-
-        result: Tensor = aten.call(operation, aten.overload_of(operation),
-                                   lambda slot: self._value(operation.tensors[slot]), other)
-        # view(-1, C) of positions that were taken apart from the samples still says [p*N, C]; its value is [N, p, C].
-        return result.reshape(self._shape(operation.output, self.batch))
-
-    def _stand_in(self, value: Value) -> Tensor:
+    def stand_in(value: Value) -> Tensor | None:
         """Numbers between 0 and 1, or labels: the same for each value at each number of times."""
+        maker = graph.makers.get(value.name)
+        if maker is not None and _carried_out(maker, graph.active):
+            return None
         generator = torch.Generator().manual_seed(len(value.name) + sum(map(ord, value.name)))
-        shape = self._shape(value, self.samples)
+        shape, axis = lengths(value, samples), samples_axis(value)
         drawn = torch.rand(shape, generator=generator, device="cpu") * 0.6 + 0.2 if value.floating else \
-            torch.tensor(self.labels, device="cpu")[
-                torch.randint(len(self.labels), shape, generator=generator, device="cpu")]
-        for axis, length in enumerate(value.shape):
-            if N in getattr(length, "free_symbols", ()):
-                return torch.cat([drawn] * self.times, axis).to(value.dtype)
-        return drawn.to(value.dtype)
+            torch.tensor(labels, device="cpu")[torch.randint(len(labels), shape, generator=generator, device="cpu")]
+        return (drawn if axis is None else torch.cat([drawn] * times, axis)).to(value.dtype)
+
+    return Again(graph, samples * times, stand_in, torch.device("cpu"))
+
+
+def _parts(again: Again, slopes: Slopes) -> dict[str, tuple[Any, Tensor]]:
+    """By reduction, what it is multiplied by and its value."""
+    found = slopes(again.bound)
+    return {name: (multiple, again.value(again.graph.makers[name].output)) for name, multiple in found.items()}

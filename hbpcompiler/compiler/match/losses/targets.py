@@ -16,9 +16,10 @@ from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import refuse_nan
-from hbpcompiler.compiler.trace.graph import Graph, Value
+from hbpcompiler.compiler.trace.graph import SAMPLES, Graph, Operation, Value
 from hbpcompiler.errors import InputError, InputTypeError, NoTermsError
 from hbpcompiler.rule import LossRule, Op, Rule, Structure
+from hbpcompiler.rule.convexity import order_sign
 from hbpcompiler.rule.registry import AnyRule
 from hbpcompiler.rules.shared.torch_operations import ASKS_FOR_NAN, COMPARES
 
@@ -49,6 +50,21 @@ def loss_checks(matched: Matched) -> list[LossCheck]:
         if given.name in names:
             checks.append(LossCheck(rule, static_op(operation, active), names.index(given.name), operation.name))
     return checks
+
+
+def slope_of(matched: Matched, operation: Operation) -> int | None:
+    """1 or -1 if this loss function is known to rise or fall in its input: as its rule says of targets that it takes.
+    One that the loss makes itself nobody checks: it may be negative, unless that is known or makes no difference."""
+    rule, target = matched.rules[operation.name], operation.tensors.get("target")
+    assert isinstance(rule, LossRule)
+    order = order_sign(rule)
+    if order is None or target is None or not target.floating or target.name in matched.never_negative:
+        return order
+    if origin(matched.graph, matched.rules, target, matched.active) in matched.graph.targets:
+        return order
+    op = static_op(operation, matched.active)
+    negative = torch.full((SAMPLES, *op.shape("target")), -1.0, dtype=target.dtype, device="cpu")
+    return order if rule.check(op, negative) is None else None
 
 
 def origin(graph: Graph, rules: Mapping[str, AnyRule], value: Value, active: AbstractSet[str]) -> Value:
