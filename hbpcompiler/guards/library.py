@@ -16,15 +16,17 @@ from typing import Any
 
 from torch import Tensor
 
+from hbpcompiler.guards import kept
 from hbpcompiler.guards.atoms import of_library
 
 _PARTS = (types.SimpleNamespace, argparse.Namespace, UserDict, UserList, UserString, ChainMap)
 _MODULES_OF_PARTS = ("torch.distributions", "weakref", "_weakrefset", "multiprocessing.sharedctypes", "os",
                      "configparser", "numpy")
 _CLOSED_MODULES = ("torch._ops", "torch._C", "torch.jit", "torch._dynamo")
-_BETWEEN_THREADS = ("threading", "queue", "multiprocessing", "concurrent", "asyncio", "selectors", "socket")
+_BETWEEN_THREADS = ("threading", "multiprocessing", "concurrent", "asyncio", "selectors", "socket")
 _BUFFERS = (bytearray, array, memoryview)
-_CONTAINERS = (dict, list, set, deque, Tensor, *_BUFFERS)
+_CONTAINERS = (dict, list, set, deque, Tensor, *_BUFFERS, *kept.IN_MEMORY)
+_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 _SWITCHES = ("environ", "getenv")
 """Names by which code reads the surroundings of the process."""
@@ -103,7 +105,9 @@ def buffer(value: Any) -> Any:
 
 
 def holder(value: Any) -> Any:
-    """Whose contents a method of a container, such as {...}.get, returns; None for all else."""
+    """Whose contents a method of a container, such as {...}.get, or a view of a dict returns; None for all else."""
+    if isinstance(value, _VIEWS):
+        return value.mapping
     if isinstance(value, types.BuiltinMethodType | types.MethodWrapperType):
         return value.__self__ if isinstance(value.__self__, _CONTAINERS) else None
     return None

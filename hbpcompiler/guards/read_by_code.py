@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.guards.atoms import atom, of_library
+from hbpcompiler.guards.atoms import NOT_RUN, atom, of_library
 
 _ANSWERING: tuple[Callable[[], Any], ...] = (
     torch.are_deterministic_algorithms_enabled, torch.is_deterministic_algorithms_warn_only_enabled,
@@ -39,7 +39,7 @@ def function_behind(attribute: Any) -> Any:
 def names_with_methods(kind: type, names: set[str]) -> set[str]:
     """These, and those in the code of methods of Python's and torch's classes that they name, or that those name:
     get_last_lr() of a scheduler reads _last_lr."""
-    found, left = set(names), [*names, *(("__len__",) if "len" in names else ())]
+    found, left = set(names), [*names, *_called_by_signs(kind)]
     while left:
         name = left.pop()
         base = next((base for base in kind.__mro__ if name in base.__dict__), object)
@@ -49,6 +49,13 @@ def names_with_methods(kind: type, names: set[str]) -> set[str]:
             found |= new
             left += new
     return found
+
+
+def _called_by_signs(kind: type) -> Iterator[str]:
+    """Methods of Python's and torch's classes that code calls without their names: item[0], len(item), item()."""
+    for base in kind.__mro__:
+        if of_library(base.__module__):
+            yield from (name for name in base.__dict__ if name.startswith("__") and name not in NOT_RUN)
 
 
 def modules_read(module: types.ModuleType, names: set[str], met: set[int] | None = None) -> Iterator[types.ModuleType]:

@@ -11,10 +11,8 @@ program reads them live.
 
 from __future__ import annotations
 
-import builtins
 import enum
 import functools
-import os
 import types
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
@@ -23,30 +21,28 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
-from hbpcompiler.guards import library, read_by_code
-from hbpcompiler.guards.atoms import NOT_RUN, Same, atom, is_own, is_plain, of_library, plain_part, slots_of
+from hbpcompiler.guards import kept, library, read_by_code
+from hbpcompiler.guards.atoms import NOT_RUN, Same, atom, is_plain, of_library, plain_part, slots_of
+from hbpcompiler.guards.code_walk import CodeWalk
 from hbpcompiler.guards.draws import is_generator
 from hbpcompiler.guards.module_entries import HOOKS_OF_ALL_MODULES, KEPT_BY_TORCH, hooks_read_by_calls, read_by_calls
-from hbpcompiler.guards.watched import Watched
 
 MOST = 20_000
 """Atoms from which on objects count as what they are, not as what they hold."""
 
 
-class Walk:
+class Walk(CodeWalk):
     """`key` is equal for equal states; `tensors` in the order met; `generators` of random numbers that are not torch's.
 
     `read` are the numbers of the tensors whose contents a trace has read: those belong to the key.
     """
 
     def __init__(self, model: nn.Module, loss: Callable[..., Tensor], read: frozenset[int] = frozenset()) -> None:
-        self.watched, self.tensors, self.generators = Watched(), list[Tensor](), list[Any]()
+        super().__init__()
+        self.tensors, self.generators = list[Tensor](), list[Any]()
         self._read = read
-        self._atoms: list[Any] = []
         self._seen: dict[int, int] = {}
         self._alive: list[Any] = []  # during the walk, so that no id is used twice
-        self._names: set[str] = {"forward"}
-        self._methods: dict[str, list[Any]] = {}
         self._classes: set[type] = set()
         self._later: deque[Callable[[], None]] = deque()
         for name in HOOKS_OF_ALL_MODULES:
@@ -178,67 +174,6 @@ class Walk:
             self._atoms.append(name)
             self._visit(value)
 
-    def _function(self, function: types.FunctionType) -> None:
-        self.watched.function(function)
-        modules: list[types.ModuleType] = []
-        for value in (function.__defaults__, function.__kwdefaults__, function.__dict__):
-            if value:
-                self._visit_all(value)
-        for cell in function.__closure__ or ():
-            try:
-                self.watched.cell(cell)
-            except ValueError:  # nothing in it yet
-                continue
-            if isinstance(cell.cell_contents, types.ModuleType):
-                modules.append(cell.cell_contents)
-            else:
-                self._visit(cell.cell_contents)
-        code = function.__code__
-        if of_library(function.__module__ or "") and not is_own(code.co_filename):
-            return
-        names = set(read_by_code.names_in(code))
-        self._learn(names)
-        if is_own(code.co_filename):
-            self._globals(function.__globals__, names)
-            for module in modules:
-                self._module_read(module, names)
-
-    def _learn(self, names: set[str]) -> None:
-        """Names that code met on the way may read attributes or call methods by."""
-        for name in sorted(names - self._names):
-            self._names.add(name)
-            for function in self._methods.pop(name, ()):
-                self._visit(function)
-
-    def _globals(self, held: dict[str, Any], names: set[str], met: frozenset[int] = frozenset()) -> None:
-        """What code may read of a file's globals, and of the modules among them; `met` are those that it is one of."""
-        if library.reads_switches(names):
-            self._visit(os.environ)
-        met |= {id(held)}
-        for name in sorted(names & held.keys()):
-            value = held[name]
-            self._atoms.append(name)
-            self.watched.name(held, name)
-            if isinstance(value, types.ModuleType):
-                self._module_read(value, names, met)
-            else:
-                self._visit(value)
-        for name in sorted((names & vars(builtins).keys()) - held.keys()):
-            self.watched.name(held, name)  # one of Python's own, until a global of that name is made
-
-    def _module_read(self, module: types.ModuleType, names: set[str], met: frozenset[int] = frozenset()) -> None:
-        self._atoms.append(Same(module))
-        if id(vars(module)) in met:  # modules that import each other
-            return
-        if not of_library(module.__name__) and is_own(getattr(module, "__file__", None) or ""):
-            self._globals(vars(module), names, met)
-        else:
-            for held, name, value in read_by_code.read_of_library(module, names):
-                self._atoms.append((name, Same(value)))
-                self.watched.name_of_library(held, name)
-            for name, reader in read_by_code.switches_of_library(module, names):
-                self._atoms.append((name, self.watched.answer(reader)))
-
     def _other(self, value: Any, direct: bool) -> None:
         """An object of some class."""
         kind = type(value)
@@ -256,12 +191,10 @@ class Walk:
             return
         held = library.holder(value)
         if held is not None:
-            self._atoms.append(value.__name__)
+            self._atoms.append(getattr(value, "__name__", kind.__name__))
             self._visit(held, direct)
             return
-        wrapped = getattr(value, "__wrapped__", None) if isinstance(value, functools._lru_cache_wrapper) else None
-        if wrapped is not None:
-            self._visit(wrapped)
+        self._kept(value)
         if isinstance(value, enum.Enum):
             self._atoms.append(Same(value))
         else:
@@ -276,6 +209,27 @@ class Walk:
             return
         self._atoms.append(Same(kind))
         self._object(value, direct)
+
+    def _kept(self, value: Any) -> None:
+        """What an object of C's holds out of sight; what a run adds to that is taken away again."""
+        if isinstance(value, functools._lru_cache_wrapper):
+            own = getattr(value, "__wrapped__", None)
+            self._visit(own)
+            if of_library(getattr(own, "__module__", None) or ""):
+                return
+        remembered = kept.remembered(value)
+        if remembered is not None:
+            entries, results = remembered
+            self.watched.remembered(value, entries)
+            self._atoms.append(len(entries))
+            for item in (*entries, *results):
+                self._visit(item)
+            return
+        answering = kept.answering(value)
+        if answering is not None:
+            self._atoms.append(self.watched.answer(answering))
+            if isinstance(value, kept.IN_MEMORY):
+                self.watched.text_in_memory(value)
 
     def _object(self, value: Any, direct: bool) -> None:
         """What an object's class says, and later, when more names are known, what it holds."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hbpcompiler.guards import kept
 from hbpcompiler.guards.atoms import is_plain
 from hbpcompiler.guards.conditions import Conditions
 from hbpcompiler.guards.memory import shared
@@ -41,6 +42,7 @@ class Watched:
         self._when, self._name = self._moved.when, self._moved.named
         self._checks: list[Callable[[], bool]] | None = None
         self._copies: list[tuple[Any, Any]] = []
+        self._back: list[Callable[[], Any]] = []
         self._own_names: list[tuple[MutableMapping[str, Any], list[str]]] = []
         self._of_classes: list[tuple[type, dict[str, Any]]] = []
         self._contents: list[tuple[CellType, Any]] = []
@@ -52,6 +54,22 @@ class Watched:
         """A dict: which values it has, in their order, and under which keys."""
         if isinstance(held, MutableMapping) and self.puts_back:
             self._copies.append((held, dict(held)))
+        self._mapping(held)
+
+    def remembered(self, function: Any, entries: dict[Any, Any]) -> None:
+        """What functools remembers for a function."""
+        self._mapping(entries)
+        if self.puts_back:
+            before = dict(entries)
+            self._back.append(lambda: kept.take_back(function, entries, before))
+
+    def text_in_memory(self, text: Any) -> None:
+        """A file that is none: put back where it has been written or read."""
+        found = kept.contents(text)
+        if self.puts_back:
+            self._back.append(lambda: kept.contents(text) == found or kept.write_back(text, found))
+
+    def _mapping(self, held: Mapping[Any, Any]) -> None:
         if _short(held):
             self._keys(held)
             self._entries(held, list(held))
@@ -209,6 +227,8 @@ class Watched:
             for key, value in copy.items():
                 if held.get(key, MISSING) is not value:
                     held[key] = value
+        for put_back in self._back:
+            put_back()
         for own, names in self._own_names:
             for name in own.keys() - names:
                 del own[name]

@@ -257,6 +257,9 @@ class LibraryObjects:
     def scale(self, o, t):
         return F.cross_entropy(o, t) * self.data.scale
 
+    def item(self, o, t):
+        return F.cross_entropy(o, t) * self.data[0][0]
+
     def flag(self, o, t):
         return F.cross_entropy(o, t) * (2 if self.event.is_set() else 1)
 
@@ -322,6 +325,7 @@ CHANGES = {
     "scheduler's epoch": of_library_objects("epoch", lambda h: h.scheduler, "last_epoch", 5),
     "scheduler's rate": of_library_objects("last_rate", lambda h: h.scheduler._last_lr, 0, 2.0),
     "attribute of a data set": of_library_objects("scale", lambda h: h.data, "scale", 2.0),
+    "item of a data set": of_library_objects("item", lambda h: h.data, "tensors", (torch.zeros(2, 2),)),
     "event": of_library_objects("flag", lambda h: h.event, "_flag", True),
     "number": in_model(lambda m: m, "T", 2.0), "integer for float": in_model(lambda m: m, "T", 1),
     "negative zero": in_model(lambda m: m, "T", -0.0), "flag": in_model(lambda m: m, "flag", False),
