@@ -24,6 +24,7 @@ from .shared.aligned import (
     other_than,
     scaled,
     some_columns,
+    square_unit,
     unbroadcast,
     varying,
 )
@@ -85,10 +86,12 @@ def count_with(*names: str) -> Callable[[Op], int]:
 def product_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     if gate := gate_of(op, "self", "other"):
         return gate_columns(op, gate, gradient)
-    root, signs = columns_per_element(op, gradient / 2)
+    unit = square_unit(op, "self", "other")
+    mine, signs = columns_per_element(op, gradient / 2 * unit)
+    met, _ = columns_per_element(op, gradient / 2 / unit)
     columns = {
-        "self": unbroadcast(op, "self", torch.cat([root, root], 1)),
-        "other": unbroadcast(op, "other", torch.cat([root, -root], 1)),
+        "self": unbroadcast(op, "self", torch.cat([mine, mine], 1)),
+        "other": unbroadcast(op, "other", torch.cat([met, -met], 1)),
     }
     return columns, torch.cat([signs, -signs], 1)
 
@@ -97,8 +100,10 @@ def product_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
     """One sign for both columns of an element, or of an entry of a gate: their products with themselves are gone."""
     if gate := gate_of(op, "self", "other"):
         return gate_drawn(op, gate, gradient, noise)
-    root = (gradient.abs() / 2).sqrt().unsqueeze(1) * noise(*op.shape("output"))
-    met = root * torch.ones_like(gradient).copysign(gradient).unsqueeze(1)
+    unit = square_unit(op, "self", "other")
+    signs = noise(*op.shape("output"))
+    root = (gradient.abs() / 2 * unit).sqrt().unsqueeze(1) * signs
+    met = (gradient.abs() / 2 / unit).sqrt().copysign(gradient).unsqueeze(1) * signs
     return {"self": unbroadcast(op, "self", torch.cat([root, root], 1)),
             "other": unbroadcast(op, "other", torch.cat([met, -met], 1))}
 
@@ -112,7 +117,7 @@ def product_parameter(op: Op, name: str) -> Contraction:
     return multiplied(op, name, lambda op: getattr(op, met), is_whole(op, met))
 
 
-PRODUCT = Factor(count_with("self", "other"), product_factor, some_of_product, product_drawn, between=True)
+PRODUCT = Factor(count_with("self", "other"), product_factor, some_of_product, product_drawn, own={})
 MUL = binary(
     "aten.mul",
     lambda op: op.self * op.other,
@@ -160,12 +165,13 @@ def some_of_quotient(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[st
 def quotient_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """With f = x / y and a = -g / y^2 the residual is [[0, a], [a, -2 a f]].
 
-    That is a / 2t ([1; t-f][1; t-f]^T - [1; -t-f][1; -t-f]^T) for any t; this t keeps both parts of one size.
+    That is a / 2t ([1; t-f][1; t-f]^T - [1; -t-f][1; -t-f]^T) for any t; this t keeps both parts of one size, in units
+    of the operands' sizes.
     """
     f = op.output
     if gate := gate_of(op, "other"):
         return gate_columns(op, gate, *slope_and_bend(op, gradient))
-    t = (1 + f.square()).sqrt()
+    t = torch.hypot(square_unit(op, "other", "self"), f)
     root, signs = columns_per_element(op, -gradient / op.other.square() / (2 * t))
     columns = {
         "self": unbroadcast(op, "self", torch.cat([root, root], 1)),
@@ -180,7 +186,7 @@ def quotient_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
         slope, bend = slope_and_bend(op, gradient)
         return gate_drawn(op, gate, slope, noise, bend)
     f = op.output
-    t = (1 + f.square()).sqrt()
+    t = torch.hypot(square_unit(op, "other", "self"), f)
     slope = -gradient / op.other.square() / (2 * t)
     root = slope.abs().sqrt().unsqueeze(1) * noise(*op.shape("output"))
     turned = t.copysign(slope)
@@ -199,7 +205,8 @@ def quotient_residual(op: Op) -> Residual:
     if not op.varies("self"):
         return Diagonal(quotient_diagonal)
     by_entries = is_gate(op, "other") or is_whole(op, "other")
-    return Factor(count_with("other"), quotient_factor, some_of_quotient if by_entries else None, quotient_drawn)
+    return Factor(count_with("other"), quotient_factor, some_of_quotient if by_entries else None, quotient_drawn,
+                  own={"other": quotient_diagonal})
 
 
 def quotient_parameter(op: Op, name: str) -> Contraction | None:

@@ -1,7 +1,7 @@
 """nn.Bilinear, y_o = x^T W_o z + b_o: the weight meets the products of both inputs.
 
 Between the inputs stands C = sum_o g_o W_o, a cross block at each position, which is factored row by row (or column by
-column, if there are fewer): sqrt(|C_i| / 2) at x_i and C_i / sqrt(2 |C_i|) at z, with both signs.
+column, if there are fewer): sqrt(|C_i| / 2) at x_i and C_i / sqrt(2 |C_i|) at z, with both signs, in the inputs' units.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Noise, Op, Residual, Rule, Structure, Tensor
 
+from .shared.aligned import square_unit
 from .shared.simplex import positionwise
 
 
@@ -58,7 +59,8 @@ def cross_block(op: Op, gradient: Tensor) -> tuple[tuple[str, str], Tensor, Tens
     cross = torch.einsum("n...o,oij->n...ij", gradient, op.weight)
     if op.shape("input2")[-1] < op.shape("input1")[-1]:
         names, cross = ("input2", "input1"), cross.transpose(-1, -2)
-    size = (cross.norm(2, [-1], True) / 2).clamp(min=1e-30).sqrt()
+    unit = square_unit(op, *names, 1 + len(op.shape("output")) + 1)
+    size = (cross.norm(2, [-1], True) * (unit / 2)).clamp(min=1e-30).sqrt()
     return names, size, cross / (2 * size)
 
 
@@ -92,7 +94,7 @@ def residual(op: Op) -> Residual:
     both = op.varies("input1") and op.varies("input2")
     if not both:
         return ZERO
-    return Factor(lambda op: 2 * inner(op) * math.prod(positions(op)), factor, drawn=drawn, between=True)
+    return Factor(lambda op: 2 * inner(op) * math.prod(positions(op)), factor, drawn=drawn, own={})
 
 
 BILINEAR = Rule(

@@ -27,6 +27,8 @@ from hbpcompiler.rule import (
     otherwise_called,
 )
 
+from .shared.aligned import square_unit
+
 
 def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:
     """[N, K, *full] -> [N, K, *shape]: the sum over repeated axes, which have length one in shape or are missing."""
@@ -37,22 +39,24 @@ def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:
     return columns.sum(list(range(2, 2 + missing))) if missing else columns
 
 
-def cross_columns(g: Tensor, inner: int) -> tuple[Tensor, Tensor]:
+def cross_columns(g: Tensor, inner: int, unit: Tensor) -> tuple[Tensor, Tensor]:
     """Halves of the columns (b, r, s): sqrt(|g_br| / 2) at (b, r, s), and g_br / sqrt(2 |g_br|) at (b, s, all t).
 
-    g [N, b, r, t] -> [N, (b r s), (b r s)] and [N, (b r s), b, s, t]. Of equal size, so that their sum cancels nothing.
+    g [N, b, r, t] -> [N, (b r s), (b r s)] and [N, (b r s), b, s, t]. Of equal size in the operands' units (see
+    `square_unit`), so that their sum cancels nothing.
     """
-    size = otherwise_called("size", (g.norm(2, [-1], True) / 2).clamp(min=1e-30).sqrt())
+    size = otherwise_called("size", (g.norm(2, [-1], True) * (unit / 2)).clamp(min=1e-30).sqrt())
     own = torch.diag_embed(size.expand(-1, -1, -1, inner).flatten(1))
     met = (g / (2 * size)).unsqueeze(-1).expand(-1, -1, -1, -1, inner)  # [N, b, r, t, s]
     met = torch.diag_embed(torch.diag_embed(met).movedim(1, -1))  # [N, r, t, s, s, b, b]
     return own, met.permute(0, 5, 1, 3, 6, 4, 2).flatten(1, 3)
 
 
-def some_cross_columns(g: Tensor, batch: int, rows: int, inner: int, numbers: Tensor) -> tuple[Tensor, Tensor]:
+def some_cross_columns(g: Tensor, batch: int, rows: int, inner: int, numbers: Tensor, unit: Tensor
+                       ) -> tuple[Tensor, Tensor]:
     """Those with these numbers [k]: [N, k, (b r s)] and [N, k, b, s, t]."""
     met = g.flatten(1, 2)[:, numbers // inner]
-    size = (met.norm(2, [-1], True) / 2).clamp(min=1e-30).sqrt()
+    size = (met.norm(2, [-1], True) * (unit / 2)).clamp(min=1e-30).sqrt()
     own = size * F.one_hot(numbers, batch * rows * inner).type_as(g)
     place = numbers // (rows * inner) * inner + numbers % inner
     spread = F.one_hot(place, batch * inner).type_as(g).unsqueeze(-1)
@@ -168,7 +172,7 @@ class Product:
         *batch, rows, columns = self.matrix(op, "output")
         g = gradient.reshape(-1, math.prod(batch), rows, columns)
         narrow = columns < rows  # then the roles of A and B are changed: out^T = B^T A^T
-        own, met = cross_columns(g.transpose(-1, -2) if narrow else g, op.shape("self")[-1])
+        own, met = cross_columns(g.transpose(-1, -2) if narrow else g, op.shape("self")[-1], self.unit(op, 4))
         half = self.half(op)
         name, own, other, met = self.arranged(op, own, met, (-1, half))
         plus = otherwise_called("plus", torch.ones_like(g.flatten(1)[:, :1]).expand(-1, half))
@@ -180,7 +184,7 @@ class Product:
         g = gradient.reshape(-1, math.prod(batch), rows, columns)
         g = g.transpose(-1, -2) if columns < rows else g
         number, inner = numbers % self.half(op), op.shape("self")[-1]
-        own, met = some_cross_columns(g, math.prod(batch), min(rows, columns), inner, number)
+        own, met = some_cross_columns(g, math.prod(batch), min(rows, columns), inner, number, self.unit(op, 3))
         name, own, other, met = self.arranged(op, own, met, (own.shape[0], -1))
         sign = (1 - 2 * (numbers // self.half(op))).type_as(g)
         signs = torch.ones_like(g.flatten(1)[:, :1]) * sign
@@ -194,11 +198,17 @@ class Product:
         *batch, rows, columns = self.matrix(op, "output")
         g = gradient.reshape(-1, math.prod(batch), rows, columns)
         g = g.transpose(-1, -2) if columns < rows else g
-        size = (g.norm(2, [-1], True) / 2).clamp(min=1e-30).sqrt()
+        size = (g.norm(2, [-1], True) * (self.unit(op, 4) / 2)).clamp(min=1e-30).sqrt()
         signs = noise(math.prod(batch), min(rows, columns), op.shape("self")[-1])
         met = signs.transpose(-1, -2) @ (g / (2 * size)).unsqueeze(1)
         name, own, other, met = self.arranged(op, signs * size.unsqueeze(1), met, (g.shape[0], -1))
         return {name: torch.cat([own, own], 1), other: torch.cat([met, -met], 1)}
+
+    def unit(self, op: Op, axes: int) -> Tensor:
+        """Of the operand that numbers the columns."""
+        *_, rows, columns = self.matrix(op, "output")
+        name, other = (self.second, "self") if columns < rows else ("self", self.second)
+        return square_unit(op, name, other, axes)
 
     def arranged(self, op: Op, own: Tensor, met: Tensor, lead: tuple[Any, Any]) -> tuple[str, Tensor, str, Tensor]:
         """Both halves of columns at the operands, with these lengths of the sample and the column axis."""
@@ -221,7 +231,7 @@ class Product:
 
     def residual(self, op: Op) -> Residual:
         both = op.varies("self") and op.varies(self.second)
-        return Factor(lambda op: 2 * self.half(op), self.factor, self.some, self.drawn, between=True) if both else ZERO
+        return Factor(lambda op: 2 * self.half(op), self.factor, self.some, self.drawn, own={}) if both else ZERO
 
     # -- what the planner may know --------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import sympy
@@ -17,7 +18,7 @@ from sympy import Expr, Piecewise
 from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, Noise, Op, Residual, Rule, Tensor, called
 from hbpcompiler.rule.symbolic import TORCH, evaluate, sigmoid
 
-from .shared.aligned import columns_per_element, unbroadcast, varying
+from .shared.aligned import columns_per_element, square_unit, unbroadcast, varying
 from .shared.binary import Look, binary, operands
 
 a, b, y = (sympy.Symbol(name, real=True) for name in "aby")
@@ -70,9 +71,9 @@ class TwoOperands:
 
     # -- where one operand varies ---------------------------------------------------------------------------------
 
-    def diagonal(self, op: Op, gradient: Tensor) -> Tensor:
+    def diagonal(self, name: str, op: Op, gradient: Tensor) -> Tensor:
+        """The curvature in this operand."""
         assert self.curvatures is not None
-        (name,) = varying(op, self.names)
         curvature = gradient * self.value(op, self.curvatures.aa if name == self.names[0] else self.curvatures.bb)
         return unbroadcast(op, name, curvature.unsqueeze(1)).squeeze(1)
 
@@ -84,13 +85,14 @@ class TwoOperands:
         that of (p - r, 2 q), and u.
 
         Of a base near 0 and its exponent p may be 1e23 times r: without units r is rounded away. Where q is the
-        largest, u stays as near 1 as p and r allow: that one of them happens to be 0 says nothing about units.
+        largest, u stays as near the operands' own sizes as p and r allow: that one of them happens to be 0 says nothing
+        about units.
         """
         assert self.curvatures is not None
         entries = (self.curvatures.aa, self.curvatures.ab, self.curvatures.bb)
         p, q, r = (gradient * self.value(op, entry) for entry in entries)
-        near_one = torch.ones_like(q).maximum((p / q).abs()).minimum((q / r).abs())
-        squared = torch.where(q.abs() > p.abs().sqrt() * r.abs().sqrt(), near_one, (p / r).abs().sqrt())
+        nearest = square_unit(op, *self.names).maximum((p / q).abs()).minimum((q / r).abs())
+        squared = torch.where(q.abs() > p.abs().sqrt() * r.abs().sqrt(), nearest, (p / r).abs().sqrt())
         unit = called("unit", torch.where((squared > 0) & squared.isfinite(), squared, 1.0).sqrt())
         p, r = p / unit.square(), r * unit.square()
         mean, half = called("mean", (p + r) / 2), called("half", (p - r) / 2)
@@ -125,8 +127,11 @@ class TwoOperands:
     def residual(self, op: Op) -> Residual:
         if self.curvatures is None:
             return ZERO
-        both = len(varying(op, self.names)) == 2
-        return Factor(count, self.factor, drawn=self.drawn) if both else Diagonal(self.diagonal)
+        own = {name: partial(self.diagonal, name) for name in varying(op, self.names)}
+        if len(own) == 2:
+            return Factor(count, self.factor, drawn=self.drawn, own=own)
+        (diagonal,) = own.values()
+        return Diagonal(diagonal)
 
 
 def two_operands(

@@ -66,8 +66,13 @@ class Watched:
     def text_in_memory(self, text: Any) -> None:
         """A file that is none: put back where it has been written or read."""
         found = kept.contents(text)
+
+        def put_back() -> None:
+            if kept.contents(text) != found:
+                kept.write_back(text, found)
+
         if self.puts_back:
-            self._back.append(lambda: kept.contents(text) == found or kept.write_back(text, found))
+            self._back.append(put_back)
 
     def _mapping(self, held: Mapping[Any, Any]) -> None:
         if _short(held):

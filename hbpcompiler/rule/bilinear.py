@@ -83,4 +83,4 @@ def cross_block(rule: Rule, op: Op, slot: str) -> Factor:
         plus = torch.ones_like(length)
         return ({name: torch.cat([own, own], 1), slot: torch.cat([met, -met], 1)}, torch.cat([plus, -plus], 1))
 
-    return Factor(lambda op: 2 * size, factor, between=True)
+    return Factor(lambda op: 2 * size, factor, own={})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hbpcompiler.rule.fields import check_functions
+from hbpcompiler.rule.fields import check_by_argument, check_functions
 from hbpcompiler.rule.op import Op
 
 
@@ -64,9 +64,10 @@ class Factor:
     [N, *d, k, C]`, the columns of each alone. Column j P + p of `factor` is column j at position p, and 0 elsewhere:
     where all are too many they are made of these, so many at a time."""
 
-    between: bool = False
-    """Whether there are blocks between different inputs alone, as of a product: none of one input with itself. Then
-    what only one of the inputs depends on has nothing of it, and is left out."""
+    own: Mapping[str, Callable[[Op, Tensor], Tensor]] | None = None
+    """optional, of several inputs: the blocks of each with itself, where they are diagonal: `{input: own(op, gradient)
+    -> [N, *in]}`; {} if there are blocks between different inputs alone, as of a product. What only one of the inputs
+    depends on has its part of these, and no columns, which would cancel there but for rounding."""
 
     edge: Callable[[Op], Tensor] | None = None
     """optional: where, [N, *out], the result has no slope and 0 in its place, as |x| at 0. A curvature that arrives
@@ -74,6 +75,8 @@ class Factor:
 
     def __post_init__(self) -> None:
         check_functions("Factor", self, ["count", "factor"], ["some", "drawn", "by_position", "edge"])
+        if self.own is not None:
+            check_by_argument("Factor", self, ["own"])
 
 
 Residual = Zero | Diagonal | Factor

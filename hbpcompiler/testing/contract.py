@@ -143,11 +143,13 @@ def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, wher
         close(found, expected, f"{where}: residual, some columns at a time")
     if isinstance(residual, Factor) and residual.drawn is not None:
         close(drawn_matrix(residual, op, active, gradient, where), expected, f"{where}: residual, drawn")
-    if isinstance(residual, Factor) and residual.between:
+    if isinstance(residual, Factor) and residual.own is not None:
         sizes = [math.prod(op.shape(name)) for name in active]
         for name, rows in zip(active, expected.split(sizes, 1), strict=True):
             own = rows.split(sizes, 2)[active.index(name)]
-            assert not own.any(), f"{where}: the residual is said to be between inputs, and {name} has one of its own"
+            stated = residual.own.get(name)
+            diagonal = own.new_zeros(own.shape[:2]) if stated is None else stated(op, gradient).flatten(1)
+            close(torch.diag_embed(diagonal), own, f"{where}: the residual's own block of {name}")
     for order, sign in (("convex", 1), ("concave", -1)):
         if order in rule.order:
             positive = residual_matrix(rule.residual_of(op), op, active, sign * gradient.abs(), expected.shape[-1])

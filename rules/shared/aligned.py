@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Contraction, Noise, Op, Shape, Tensor
+from hbpcompiler.rule import Contraction, Noise, Op, Shape, Tensor, called
 
 
 def other_than(name: str) -> str:
@@ -74,6 +74,28 @@ def misaligned(op: Op, names: Sequence[str] = ("self", "other")) -> str | None:
     return None
 
 
+def square_unit(op: Op, name: str, other: str, axes: int | None = None) -> Tensor:
+    """How many times larger the other operand is than this one, on average over each sample: [N, 1, ...] with as many
+    axes as the result has, or so many; N = 1 where neither has samples, and 1 where that is no number.
+
+    Derivatives of operands go as their values do. With columns at this one times the root of this, and at the other one
+    divided by it, both parts of a difference of squares are of one size after all that lies above, as in h / |h| by hand
+    at large activations: otherwise what is smaller is rounded away.
+    """
+    ratio = mean_size(op, other) / mean_size(op, name)
+    known = torch.where((ratio > 0) & ratio.isfinite(), ratio, 1.0)
+    shape = [1] * (len(op.shape("output")) if axes is None else axes - 1)
+    return called("square_unit", known.reshape(-1, *shape))
+
+
+def mean_size(op: Op, name: str) -> Tensor:
+    """Of an operand's numbers: [N], or one number where it has no samples."""
+    size: Tensor = getattr(op, name).abs()
+    if not op.has_samples(name):
+        return size.mean() if op.shape(name) else size
+    return size.flatten(1).mean(1) if op.shape(name) else size
+
+
 def is_gate(op: Op, name: str) -> bool:
     """Whether the operand is repeated, as one number for each channel is, and has the fewest entries."""
     size = math.prod(op.shape(name))
@@ -87,14 +109,14 @@ def gate_columns(op: Op, name: str, value: Tensor, curvature: Tensor | None = No
 
     Entry e_j meets the row c_j, the values wherever it is repeated. With v = c_j + r_j e_j / 2, where r [N, h] is the
     gate's own `curvature`, e_j v^T + v e_j^T is half of the difference of (t e_j + v / t)(t e_j + v / t)^T and the same
-    with -v, for any t; t = sqrt|v| keeps both parts of one size.
+    with -v, for any t; t = sqrt|v|, in units of the operands' sizes, keeps both parts of one size.
     """
     met, size = other_than(name), math.prod(op.shape(name))
     missing, _ = repeated(op, name)
     unit = torch.eye(size, dtype=value.dtype, device=value.device)
     unit = unit.reshape(1, size, *[1] * len(missing), *own_shape(op, name))
     rows = unbroadcast(op, met, value.unsqueeze(1) * unit).flatten(2)
-    length = rows.norm(2, [-1])
+    length = rows.norm(2, [-1]) * square_unit(op, name, met, 2)
     length = (length if curvature is None else torch.hypot(length, curvature / 2)).clamp(min=1e-30)
     rows = (rows / (2 * length).sqrt().unsqueeze(-1)).reshape(-1, size, *op.shape(met))
     root = (length / 2).sqrt()
@@ -109,6 +131,7 @@ def gate_drawn(op: Op, name: str, value: Tensor, noise: Noise, curvature: Tensor
     """Random sums of `gate_columns`, one sign for both columns of an entry."""
     met, full = other_than(name), (*[1] * len(repeated(op, name)[0]), *own_shape(op, name))
     length = unbroadcast(op, name, value.square().unsqueeze(1)).sqrt()
+    length = length * square_unit(op, name, met, 2 + len(op.shape("output")))
     bent = None if curvature is None else curvature.reshape(-1, 1, *op.shape(name))
     length = (length if bent is None else torch.hypot(length, bent / 2)).clamp(min=1e-30)
     signs = noise(*op.shape(name))
@@ -130,7 +153,7 @@ def some_columns(op: Op, name: str, value: Tensor, numbers: Tensor,
     rows = unbroadcast(op, met, value.unsqueeze(1) * placed)
     rows = rows.flatten(2) if op.shape(met) else rows.unsqueeze(2)
     bent = None if curvature is None else curvature[:, entry]
-    length = rows.norm(2, [-1])
+    length = rows.norm(2, [-1]) * square_unit(op, name, met, 2)
     length = (length if bent is None else torch.hypot(length, bent / 2)).clamp(min=1e-30)
     root = (length / 2).sqrt() if bent is None else (length / 2).sqrt() + bent / (8 * length).sqrt() * sign
     rows = rows / (2 * length).sqrt().unsqueeze(-1) * sign.unsqueeze(-1)

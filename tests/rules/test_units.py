@@ -33,3 +33,82 @@ def test_pooling_over_windows_of_zeros(dtype, tolerance):
         torch.testing.assert_close(result.diag_h[name].double(), value, rtol=tolerance, atol=tolerance * 1e-3)
         torch.testing.assert_close(result.batch_diag_h[name].sum(0).double(), value, rtol=tolerance,
                                    atol=tolerance * 1e-3)
+
+
+NORMS = {
+    "RMSNorm": lambda h: h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + 1e-6),
+    "layer norm": lambda h: (h - h.mean(-1, keepdim=True)) * torch.rsqrt(h.var(-1, keepdim=True) + 1e-5),
+    "quotient": lambda h: h / h.norm(dim=-1, keepdim=True) + h.sum(-1, keepdim=True) / (h.norm(dim=-1, keepdim=True) + 1),
+    "cosines": lambda h: ((h * torch.rsqrt(h.square().sum(-1, keepdim=True))).unsqueeze(1)
+                          @ torch.linspace(-1, 1, 64).to(h).reshape(8, 8)).squeeze(1),
+    "whole": lambda h: h * h.square().mean(-1, keepdim=True).expand_as(h).rsqrt().contiguous(),
+    "matrices": lambda h: (h.unsqueeze(2) @ h.square().mean(-1).rsqrt().reshape(-1, 1, 1)).squeeze(2),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
+def test_norms_by_hand_of_large_activations(norm):
+    """As language models have them: one factor is 3000 and moves by as much, the other is its inverse."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), Applied(norm), nn.Linear(8, 3))
+    compiled = hbp.compile(model, quantities=["diag_h"])
+    compiled(torch.randn(5, 6), torch.randint(3, (5,)))
+    X, y = 3000 * torch.randn(7, 6), torch.randint(3, (7,))
+    found = compiled(X, y).diag_h["0.weight"].double()
+    expected = reference(model.double(), nn.CrossEntropyLoss(), (X.double(),), y, "diag_h")["0.weight"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *given):
+        return self.function(*given)
+
+
+class Tempered(nn.Module):
+    """f(h, t): h depends on the layer alone, and t on itself."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.last, self.t = nn.Linear(3, 4), nn.Linear(4, 2), nn.Parameter(torch.tensor(0.5))
+        self.function = function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x), self.t))
+
+
+@pytest.mark.parametrize("function", [lambda h, t: h / t, torch.atan2, lambda h, t: t ** h, torch.hypot],
+                         ids=["quotient", "atan2", "power", "hypot"])
+def test_what_only_one_operand_depends_on_has_nothing_of_the_cross_terms(function):
+    torch.manual_seed(0)
+    model = Tempered(function)
+    with torch.no_grad():
+        model.first.bias.zero_()
+    compiled = hbp.compile(model, nn.MSELoss(), quantities=["diag_h"])
+    compiled(torch.randn(4, 3), torch.randn(4, 2))
+    X, y = 1e-6 * torch.randn(4, 3), torch.randn(4, 2)
+    found = compiled(X, y).diag_h
+    for name, value in reference(model.double(), nn.MSELoss(), (X.double(),), y.double(), "diag_h").items():
+        torch.testing.assert_close(found[name].double(), value, rtol=1e-4, atol=1e-5 * float(value.abs().max()))
+
+
+BOTH = {
+    "power": lambda h, t: h.exp().pow(t).pow(1.3 / t),
+    "atan2": lambda h, t: torch.atan2(h * h, t + h),
+    "hypot": lambda h, t: torch.hypot(h * t, t.expand(4)),
+    "logaddexp": lambda h, t: torch.logaddexp(h * t, t + h),
+    "quotient": lambda h, t: (h * t) / (t + h.exp()),
+}
+
+
+@pytest.mark.parametrize("function", BOTH.values(), ids=BOTH)
+def test_parameters_of_one_operand_and_of_both(function):
+    torch.manual_seed(0)
+    model = Tempered(function).double()
+    X, y = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
+    found = hbp.compile(model, nn.MSELoss(), quantities=["diag_h"], verify=False)(X, y).diag_h
+    for name, value in reference(model, nn.MSELoss(), (X,), y, "diag_h").items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-13)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+
+from torch import Tensor
 
 from hbpcompiler import schemes
 from hbpcompiler.compiler.cost.decisions import decided
@@ -34,6 +36,9 @@ from hbpcompiler.quantities import (
 from hbpcompiler.rule import Diagonal, Factor, LossRule, Op, Pieces, Residual, Rule, Zero
 from hbpcompiler.rule.bilinear import cross_block, cross_block_missing, inputs_met, parameters_met
 from hbpcompiler.rule.convexity import curvature_sign
+
+Block = Callable[[Op, Tensor], Tensor]
+"""Of a residual, under a gradient [N, *out]: its diagonal in one input."""
 
 
 class Births(Outputs):
@@ -96,8 +101,10 @@ class Births(Outputs):
         slots = tuple(slot for slot in carried if slot.split(".")[0] in rule.jac_t)
         residual = rule.residual_of(op)
         apart = self.parts or operation.source.in_loss
-        between = isinstance(residual, Factor) and residual.between and not apart
-        self._birth(operation, residual, slots, gradient, self._met_twice(operation, slots) if between else None)
+        if isinstance(residual, Factor) and residual.own is not None and not apart:
+            self._births_in_blocks(operation, residual, residual.own, slots, gradient)
+        else:
+            self._birth(operation, residual, slots, gradient)
         inputs = tuple(inputs_met(rule, op))
         for slot in parameters_met(rule, op):
             met = self._parameters_above(operation, [slot]) & self._parameters_above(operation, inputs)
@@ -110,6 +117,16 @@ class Births(Outputs):
                     "freeze it or ask for other quantities")
             self._birth(operation, cross_block(rule, op, slot), (*inputs, slot), gradient,
                         None if apart else frozenset(met))
+
+    def _births_in_blocks(self, operation: Operation, residual: Factor, own: Mapping[str, Block],
+                          slots: tuple[str, ...], gradient: Piece) -> None:
+        """Columns for the parameters that two of the arguments depend on, and the blocks on the diagonal for others."""
+        met = self._met_twice(operation, slots)
+        self._birth(operation, residual, slots, gradient, met)
+        for slot in slots:
+            others = frozenset(self._parameters_above(operation, [slot]) - met)
+            if slot in own and others:
+                self._birth(operation, Diagonal(own[slot]), (slot,), gradient, others if met else None)
 
     def _never_negative(self, operation: Operation) -> list[str]:
         """Arguments that are known to be so."""
@@ -143,7 +160,7 @@ class Births(Outputs):
         for stream in sorted(self.streams & set(streams)):
             draws = 0
             if isinstance(residual, Diagonal):
-                piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, signed)
+                piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, signed, only)
             else:
                 count = residual.count(self._static(operation))
                 kinds = schemes.signs_kept(self.curvature)

@@ -43,7 +43,7 @@ class Piece:
     """The one group of parameters that it is for, where it is not for all."""
     only: frozenset[str] | None = None
     """The keys of the parameters that have something of it; None: all on its way. For the others its columns add up to
-    zero, but for rounding."""
+    zero, but for rounding, or to what another piece has for them exactly."""
 
     def concerns(self, parameter: Value) -> bool:
         return self.only is None or parameter.key in self.only
