@@ -25,6 +25,7 @@ from .shared.aligned import (
     scaled,
     some_columns,
     unbroadcast,
+    unit_of_elements,
     varying,
 )
 from .shared.binary import Look, binary, operands
@@ -86,9 +87,11 @@ def product_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]
     if gate := gate_of(op, "self", "other"):
         return gate_columns(op, gate, gradient)
     root, signs = columns_per_element(op, gradient / 2)
+    scale = unit_of_elements(op, "other", False).sqrt().unsqueeze(1)
+    one, other = root / scale, root * scale
     columns = {
-        "self": unbroadcast(op, "self", torch.cat([root, root], 1)),
-        "other": unbroadcast(op, "other", torch.cat([root, -root], 1)),
+        "self": unbroadcast(op, "self", torch.cat([one, one], 1)),
+        "other": unbroadcast(op, "other", torch.cat([other, -other], 1)),
     }
     return columns, torch.cat([signs, -signs], 1)
 
@@ -98,8 +101,9 @@ def product_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
     if gate := gate_of(op, "self", "other"):
         return gate_drawn(op, gate, gradient, noise)
     root = (gradient.abs() / 2).sqrt().unsqueeze(1) * noise(*op.shape("output"))
-    met = root * torch.ones_like(gradient).copysign(gradient).unsqueeze(1)
-    return {"self": unbroadcast(op, "self", torch.cat([root, root], 1)),
+    scale = unit_of_elements(op, "other", False).sqrt().unsqueeze(1)
+    one, met = root / scale, root * scale * torch.ones_like(gradient).copysign(gradient).unsqueeze(1)
+    return {"self": unbroadcast(op, "self", torch.cat([one, one], 1)),
             "other": unbroadcast(op, "other", torch.cat([met, -met], 1))}
 
 
@@ -160,12 +164,13 @@ def some_of_quotient(op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[st
 def quotient_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """With f = x / y and a = -g / y^2 the residual is [[0, a], [a, -2 a f]].
 
-    That is a / 2t ([1; t-f][1; t-f]^T - [1; -t-f][1; -t-f]^T) for any t; this t keeps both parts of one size.
+    That is a / 2t ([1; t-f][1; t-f]^T - [1; -t-f][1; -t-f]^T) for any t; this t keeps both parts of one size, in such a
+    `unit`.
     """
     f = op.output
     if gate := gate_of(op, "other"):
         return gate_columns(op, gate, *slope_and_bend(op, gradient))
-    t = (1 + f.square()).sqrt()
+    t = torch.hypot(unit_of_elements(op, "other", True), f)
     root, signs = columns_per_element(op, -gradient / op.other.square() / (2 * t))
     columns = {
         "self": unbroadcast(op, "self", torch.cat([root, root], 1)),
@@ -180,7 +185,7 @@ def quotient_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
         slope, bend = slope_and_bend(op, gradient)
         return gate_drawn(op, gate, slope, noise, bend)
     f = op.output
-    t = (1 + f.square()).sqrt()
+    t = torch.hypot(unit_of_elements(op, "other", True), f)
     slope = -gradient / op.other.square() / (2 * t)
     root = slope.abs().sqrt().unsqueeze(1) * noise(*op.shape("output"))
     turned = t.copysign(slope)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Contraction, Noise, Op, Shape, Tensor
+from hbpcompiler.rule import Contraction, Noise, Op, Shape, Tensor, called
 
 
 def other_than(name: str) -> str:
@@ -81,20 +81,40 @@ def is_gate(op: Op, name: str) -> bool:
     return size < math.prod(op.shape("output")) and all(size <= math.prod(op.shape(other)) for other in others)
 
 
+def unit(op: Op, name: str, quotient: bool) -> Tensor:
+    """[N, 1]: how many times as large the derivatives of the other operand are as those of this one, so that neither is
+    rounded away in a sum of both.
+
+    It is judged by the largest entries of a sample. In a quotient derivatives are taken to differ as these do; in a
+    product half as much, for a factor near zero (a gate) has derivatives that are not.
+    """
+    def largest(operand: str) -> Tensor:
+        found: Tensor = getattr(op, operand).abs().reshape(-1, math.prod(op.shape(operand))).amax(1, True)
+        return found.masked_fill(found == 0, 1.0)
+
+    ratio = largest(other_than(name)) / largest(name)
+    return called("unit", ratio if quotient else ratio.sqrt())
+
+
+def unit_of_elements(op: Op, name: str, quotient: bool) -> Tensor:
+    """The same, as it meets the result: [N, *1]."""
+    return unit(op, name, quotient).reshape(-1, *[1] * len(op.shape("output")))
+
+
 def gate_columns(op: Op, name: str, value: Tensor, curvature: Tensor | None = None) -> tuple[dict[str, Tensor], Tensor]:
     """Columns of the cross block diag(value) between an operand that `is_gate` and the other one: two for each entry of
     it, however often it is repeated; and their signs. `value` is [N, *out].
 
     Entry e_j meets the row c_j, the values wherever it is repeated. With v = c_j + r_j e_j / 2, where r [N, h] is the
     gate's own `curvature`, e_j v^T + v e_j^T is half of the difference of (t e_j + v / t)(t e_j + v / t)^T and the same
-    with -v, for any t; t = sqrt|v| keeps both parts of one size.
+    with -v, for any t; t = sqrt|v| keeps both parts of one size, in such a `unit`.
     """
     met, size = other_than(name), math.prod(op.shape(name))
     missing, _ = repeated(op, name)
-    unit = torch.eye(size, dtype=value.dtype, device=value.device)
-    unit = unit.reshape(1, size, *[1] * len(missing), *own_shape(op, name))
-    rows = unbroadcast(op, met, value.unsqueeze(1) * unit).flatten(2)
-    length = rows.norm(2, [-1])
+    entries = torch.eye(size, dtype=value.dtype, device=value.device)
+    entries = entries.reshape(1, size, *[1] * len(missing), *own_shape(op, name))
+    rows = unbroadcast(op, met, value.unsqueeze(1) * entries).flatten(2)
+    length = rows.norm(2, [-1]) * unit(op, name, curvature is not None)
     length = (length if curvature is None else torch.hypot(length, curvature / 2)).clamp(min=1e-30)
     rows = (rows / (2 * length).sqrt().unsqueeze(-1)).reshape(-1, size, *op.shape(met))
     root = (length / 2).sqrt()
@@ -109,6 +129,7 @@ def gate_drawn(op: Op, name: str, value: Tensor, noise: Noise, curvature: Tensor
     """Random sums of `gate_columns`, one sign for both columns of an entry."""
     met, full = other_than(name), (*[1] * len(repeated(op, name)[0]), *own_shape(op, name))
     length = unbroadcast(op, name, value.square().unsqueeze(1)).sqrt()
+    length = length * unit(op, name, curvature is not None).reshape(-1, 1, *[1] * len(op.shape(name)))
     bent = None if curvature is None else curvature.reshape(-1, 1, *op.shape(name))
     length = (length if bent is None else torch.hypot(length, bent / 2)).clamp(min=1e-30)
     signs = noise(*op.shape(name))
@@ -124,17 +145,17 @@ def some_columns(op: Op, name: str, value: Tensor, numbers: Tensor,
     """Those of `gate_columns` with these numbers [k]: first the sums, then the differences. `name` may be whole too."""
     met, size = other_than(name), math.prod(op.shape(name))
     entry, sign = numbers % size, (1 - 2 * (numbers // size)).type_as(value)
-    unit = F.one_hot(entry, size).type_as(value)
+    chosen = F.one_hot(entry, size).type_as(value)
     missing, _ = repeated(op, name)
-    placed = unit.reshape(1, -1, *[1] * len(missing), *own_shape(op, name))
+    placed = chosen.reshape(1, -1, *[1] * len(missing), *own_shape(op, name))
     rows = unbroadcast(op, met, value.unsqueeze(1) * placed)
     rows = rows.flatten(2) if op.shape(met) else rows.unsqueeze(2)
     bent = None if curvature is None else curvature[:, entry]
-    length = rows.norm(2, [-1])
+    length = rows.norm(2, [-1]) * unit(op, name, curvature is not None)
     length = (length if bent is None else torch.hypot(length, bent / 2)).clamp(min=1e-30)
     root = (length / 2).sqrt() if bent is None else (length / 2).sqrt() + bent / (8 * length).sqrt() * sign
     rows = rows / (2 * length).sqrt().unsqueeze(-1) * sign.unsqueeze(-1)
-    columns = {name: (root.unsqueeze(-1) * unit).reshape(root.shape[0], -1, *op.shape(name)),
+    columns = {name: (root.unsqueeze(-1) * chosen).reshape(root.shape[0], -1, *op.shape(name)),
                met: rows.reshape(rows.shape[0], -1, *op.shape(met))}
     return columns, torch.ones_like(length) * sign
 
