@@ -171,7 +171,7 @@ def quotient_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor
     f = op.output
     if gate := gate_of(op, "other"):
         return gate_columns(op, gate, *slope_and_bend(op, gradient))
-    t = torch.hypot(square_unit(op, "other", "self"), f)
+    t = torch.hypot(square_unit(op, "other", "self", quotient=True), f)
     root, signs = columns_per_element(op, -gradient / op.other.square() / (2 * t))
     columns = {
         "self": unbroadcast(op, "self", torch.cat([root, root], 1)),
@@ -186,7 +186,7 @@ def quotient_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
         slope, bend = slope_and_bend(op, gradient)
         return gate_drawn(op, gate, slope, noise, bend)
     f = op.output
-    t = torch.hypot(square_unit(op, "other", "self"), f)
+    t = torch.hypot(square_unit(op, "other", "self", quotient=True), f)
     slope = -gradient / op.other.square() / (2 * t)
     root = slope.abs().sqrt().unsqueeze(1) * noise(*op.shape("output"))
     turned = t.copysign(slope)

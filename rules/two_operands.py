@@ -91,7 +91,7 @@ class TwoOperands:
         assert self.curvatures is not None
         entries = (self.curvatures.aa, self.curvatures.ab, self.curvatures.bb)
         p, q, r = (gradient * self.value(op, entry) for entry in entries)
-        nearest = square_unit(op, *self.names).maximum((p / q).abs()).minimum((q / r).abs())
+        nearest = square_unit(op, *self.names, quotient=True).maximum((p / q).abs()).minimum((q / r).abs())
         squared = torch.where(q.abs() > p.abs().sqrt() * r.abs().sqrt(), nearest, (p / r).abs().sqrt())
         unit = called("unit", torch.where((squared > 0) & squared.isfinite(), squared, 1.0).sqrt())
         p, r = p / unit.square(), r * unit.square()

@@ -74,16 +74,19 @@ def misaligned(op: Op, names: Sequence[str] = ("self", "other")) -> str | None:
     return None
 
 
-def square_unit(op: Op, name: str, other: str, axes: int | None = None) -> Tensor:
-    """How many times larger the other operand is than this one, on average over each sample: [N, 1, ...] with as many
+def square_unit(op: Op, name: str, other: str, axes: int | None = None, quotient: bool = False) -> Tensor:
+    """How many times as large the other operand is as this one, on average over each sample: [N, 1, ...] with as many
     axes as the result has, or so many; N = 1 where neither has samples, and 1 where that is no number.
 
     Derivatives of operands go as their values do. With columns at this one times the root of this, and at the other one
-    divided by it, both parts of a difference of squares are of one size after all that lies above, as in h / |h| by hand
-    at large activations: otherwise what is smaller is rounded away.
+    divided by it, both parts of a difference of squares are of one size after all that lies above, as in h / |h| by
+    hand at large activations: otherwise what is smaller is rounded away. A parameter that multiplies may be small (a
+    gate's) and its derivative is 1: there the root of it has to do.
     """
     ratio = mean_size(op, other) / mean_size(op, name)
     known = torch.where((ratio > 0) & ratio.isfinite(), ratio, 1.0)
+    if not quotient and not (op.has_samples(name) and op.has_samples(other)):
+        known = known.sqrt()
     shape = [1] * (len(op.shape("output")) if axes is None else axes - 1)
     return called("square_unit", known.reshape(-1, *shape))
 
@@ -116,7 +119,7 @@ def gate_columns(op: Op, name: str, value: Tensor, curvature: Tensor | None = No
     unit = torch.eye(size, dtype=value.dtype, device=value.device)
     unit = unit.reshape(1, size, *[1] * len(missing), *own_shape(op, name))
     rows = unbroadcast(op, met, value.unsqueeze(1) * unit).flatten(2)
-    length = rows.norm(2, [-1]) * square_unit(op, name, met, 2)
+    length = rows.norm(2, [-1]) * square_unit(op, name, met, 2, curvature is not None)
     length = (length if curvature is None else torch.hypot(length, curvature / 2)).clamp(min=1e-30)
     rows = (rows / (2 * length).sqrt().unsqueeze(-1)).reshape(-1, size, *op.shape(met))
     root = (length / 2).sqrt()
@@ -131,7 +134,7 @@ def gate_drawn(op: Op, name: str, value: Tensor, noise: Noise, curvature: Tensor
     """Random sums of `gate_columns`, one sign for both columns of an entry."""
     met, full = other_than(name), (*[1] * len(repeated(op, name)[0]), *own_shape(op, name))
     length = unbroadcast(op, name, value.square().unsqueeze(1)).sqrt()
-    length = length * square_unit(op, name, met, 2 + len(op.shape("output")))
+    length = length * square_unit(op, name, met, 2 + len(op.shape("output")), curvature is not None)
     bent = None if curvature is None else curvature.reshape(-1, 1, *op.shape(name))
     length = (length if bent is None else torch.hypot(length, bent / 2)).clamp(min=1e-30)
     signs = noise(*op.shape(name))
@@ -153,7 +156,7 @@ def some_columns(op: Op, name: str, value: Tensor, numbers: Tensor,
     rows = unbroadcast(op, met, value.unsqueeze(1) * placed)
     rows = rows.flatten(2) if op.shape(met) else rows.unsqueeze(2)
     bent = None if curvature is None else curvature[:, entry]
-    length = rows.norm(2, [-1]) * square_unit(op, name, met, 2)
+    length = rows.norm(2, [-1]) * square_unit(op, name, met, 2, curvature is not None)
     length = (length if bent is None else torch.hypot(length, bent / 2)).clamp(min=1e-30)
     root = (length / 2).sqrt() if bent is None else (length / 2).sqrt() + bent / (8 * length).sqrt() * sign
     rows = rows / (2 * length).sqrt().unsqueeze(-1) * sign.unsqueeze(-1)

@@ -37,7 +37,7 @@ from hbpcompiler.compiler.trace.patches.equivalents import (
 from hbpcompiler.compiler.trace.patches.lengths import symbolic_lengths, symbolic_numbers
 from hbpcompiler.compiler.trace.patches.many_rows import shortcuts_not_taken
 from hbpcompiler.compiler.trace.patches.shapes import right_shapes
-from hbpcompiler.compiler.trace.refusals.advice import of_trace
+from hbpcompiler.compiler.trace.refusals.advice import OF_SIZES, of_trace
 from hbpcompiler.compiler.trace.refusals.from_outside import FromOutside
 from hbpcompiler.compiler.trace.refusals.listed import refuse_listed
 from hbpcompiler.compiler.trace.refusals.refusals import (
@@ -289,7 +289,7 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
             "the model cannot be traced, because its code fixes the batch's size, and a program serves every size"
             + (":" if lines else ""), lines,
             "Compute on the whole batch, without a loop over samples or a literal size; x.shape[0] and len(x) work as "
-            "they are, without math or numpy around them."))
+            f"they are. {OF_SIZES}"))
     if "fake tensor in the exported program constant's list" in text:
         return ModelError(f"the model cannot be traced{place}: it takes a value out of the trace, by x.data, "
                           "torch.tensor(x), a derivative inside or an in-place change of a parameter's data; use "

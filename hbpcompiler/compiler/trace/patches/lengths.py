@@ -11,11 +11,13 @@ import torch
 from torch import SymFloat, SymInt
 from torch._subclasses.fake_tensor import FakeTensor
 
+from hbpcompiler.compiler.trace.patches.functions_of_sizes import functions_of_sizes
+
 
 @contextmanager
 def symbolic_lengths() -> Iterator[None]:
-    """Meanwhile the built-in `len` gives a traced tensor's shape[0], and `divmod` takes symbols; for all else, and in
-    other threads, they are themselves.
+    """Meanwhile the built-in `len` gives a traced tensor's shape[0], and `divmod`, math.sqrt and torch.linspace take
+    symbols; for all else, and in other threads, they are themselves.
 
     `Tensor.__len__` cannot: Python turns what it returns into a number, which would fix the batch's size.
     """
@@ -33,7 +35,8 @@ def symbolic_lengths() -> Iterator[None]:
 
     builtins.len, builtins.divmod = length, whole_and_rest
     try:
-        yield
+        with functions_of_sizes():
+            yield
     finally:
         builtins.len, builtins.divmod = plain, plain_divmod
 

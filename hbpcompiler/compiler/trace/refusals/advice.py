@@ -16,6 +16,9 @@ PROBABILITY = 1e-2
 """How far from 1 those of all classes may be together."""
 MEANT = "give loss=nn.MSELoss() for a regression, nn.BCEWithLogitsLoss() for two classes told by one output"
 
+OF_SIZES = ("A function of math's or numpy's of them is that of a tensor, output.new_full((), len(output)).log(), and "
+            "numbers of samples are torch.arange(len(output)).")
+
 
 def unlikely(loss: Callable[..., Tensor], output: Any, target: Any) -> str:
     """What is said of a loss that hardly is the one that is meant: the default, where another was forgotten, and any
@@ -93,6 +96,8 @@ def of_inputs(text: str, batch: Batch) -> str:
 
 def of_trace(text: str, batch: Batch) -> str:
     """The same where a trace stops, of any size N, and where torch says that N does not go with this batch's own."""
+    if "SymInt" in text or "SymFloat" in text:
+        return f"; it makes a plain number of the batch's size. {OF_SIZES}"
     if not all(re.search(rf"\b{word}\b", text) for word in ("N", batch.samples)):
         return advice(text, batch)
     return (f"; the code seems to fix the batch's size, {batch.samples}: write x.shape[0], or -1 for that axis, in its "

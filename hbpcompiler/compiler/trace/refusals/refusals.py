@@ -4,6 +4,7 @@ the batch's size, values handed to numpy."""
 from __future__ import annotations
 
 import linecache
+import math
 import os
 import random
 import sys
@@ -53,6 +54,14 @@ SEEDED = ("torch's random generator is seeded or put back here, which a program 
 ENTROPY = ("random numbers of the operating system (os.urandom, secrets, uuid4, random.SystemRandom) are taken here, "
            "and a program would repeat one draw for ever; draw with torch (torch.rand, torch.randint), which programs "
            "do at each call, or outside, and pass the number as an input or an attribute")
+
+
+FUNCTIONS = ("acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "erfc", "exp", "expm1", "lgamma",
+             "log", "log10", "log1p", "log2", "sin", "sinh", "tan", "tanh")
+"""Those of Python's math that a tensor has as a method of that name."""
+OF_SIZE = ("math.{name}() is asked of a number that depends on the batch's size, and gives a plain one, which a "
+           "program would have for batches of every size; ask it of a tensor, as in "
+           "output.new_full((), len(output)).{name}(), or make the number outside and pass it as an input")
 
 
 class NoLossError(ModelError):
@@ -160,9 +169,23 @@ def refusals(fixing: list[Fixing]) -> Iterator[None]:
             stack.enter_context(replaced(owner, name, noting(getattr(owner, name))))
         stack.enter_context(replaced(Tensor, "__iter__", samples))
         stack.enter_context(_no_seeds())
+        for name in FUNCTIONS:
+            stack.enter_context(replaced(math, name, _of_plain_numbers(name)))
         for owner, name in ((os, "urandom"), (random, "_urandom")):
             stack.enter_context(replaced(owner, name, _not_by_users(getattr(owner, name))))
         yield
+
+
+def _of_plain_numbers(name: str) -> Callable[..., Any]:
+    """A function of Python's math, which makes a plain number of a size."""
+    own: Callable[..., Any] = getattr(math, name)
+
+    def called(*numbers: Any) -> Any:
+        if any(isinstance(number, SymInt | SymFloat) and number.node.expr.free_symbols for number in numbers):
+            raise CannotFollowError(OF_SIZE.format(name=name))
+        return own(*numbers)
+
+    return called
 
 
 class _NotSeeded:
