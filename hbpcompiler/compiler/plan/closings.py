@@ -179,7 +179,8 @@ def _quantities_of(closing: Closing) -> list[str]:
 
 def signed_columns(names: Sequence[str]) -> str:
     """Why what needs real columns cannot be had of signed ones."""
-    return f"{', '.join(names)}{SIGNED}, so it may have no real square root; use a loss function that has a rule"
+    return (f"{', '.join(names)}{SIGNED}, so it may have no real square root; use a loss function that has a rule, as "
+            "nn.BCEWithLogitsLoss() in place of logarithms of sigmoids")
 
 
 def shape_of_total(close: Close | Tied, kind: str) -> tuple[int, ...]:
