@@ -54,7 +54,7 @@ def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
     """What to write instead, for what torch says most often."""
     whole = [(label, target) for label, target in zip(batch.layout.labels[batch.layout.inputs :], batch.targets,
                                                       strict=True) if not target.is_floating_point()]
-    if made.startswith("[] ") or " of [] " in made:
+    if made.startswith("[] ") or (" of [] " in made and not batch.targets):
         return ("; the model returns one number, its own loss, say: it has to return what that is made of, a row for "
                 "each sample, without labels among its inputs; they are the target, and the loss is passed by itself")
     if "takes 1 positional argument but 2" in text:
