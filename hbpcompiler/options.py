@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import getattr_static
+from types import FunctionType
 from typing import Any, Literal
 
 import torch
@@ -237,8 +239,13 @@ def check_model(model: Any, loss: Any) -> None:
             raise OptionTypeError(f"{name} must be a {'torch.nn.Module' if name == 'model' else 'function'}, not "
                                   f"the class {given.__name__} itself; pass an instance: {given.__name__}(...)")
     if not isinstance(model, nn.Module):
-        hint = ": the model itself, not its parameters" if isinstance(model, Iterator | list) else ""
+        hints = {Iterator | list: ": the model itself, not its parameters", Mapping: ": the model that loads it",
+                 FunctionType: ": write it as the forward of a module that holds the parameters"}
+        hint = next((hint for kind, hint in hints.items() if isinstance(model, kind)), "")
         raise OptionTypeError(f"model must be a torch.nn.Module, not {type(model).__name__}{hint}")
+    if getattr_static(model, "forward", None) is nn.Module.forward:
+        raise ModelError(f"the model, {type(model).__name__}, has no forward, and nothing else is called (as a "
+                         "training_step): write forward(self, x), which returns what the loss takes")
     scripted = [path or "the model itself" for path, module in model.named_modules()
                 if isinstance(module, torch.jit.ScriptModule)]
     if scripted:
@@ -258,7 +265,8 @@ def check_model(model: Any, loss: Any) -> None:
         raise ModelError(listing("Programs compute with dense tensors; these of the model's are not:", findings))
     trainable = trainable_of(model)
     if not trainable:
-        raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
+        raise ModelError("the model has nothing trainable: no parameter has requires_grad=True"
+                         + (", as model.requires_grad_(True) gives it" if list(model.parameters()) else ""))
     complex_ones = [repr(name) for name, parameter in trainable.items() if parameter.is_complex()]
     if complex_ones:
         raise ModelError(listing("These trainable parameters are complex, and quantities are those of real ones:",

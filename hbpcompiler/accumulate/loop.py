@@ -110,7 +110,8 @@ def _check(compiled: Any, loader: Any, dtype: Any, checkpoint_every: Any, max_ba
     if not is_loader(loader):
         raise InputTypeError(f"the loader is a {type(loader).__name__}, not an iterable of batches (X, y)")
     if not isinstance(compiled, Compiled):
-        raise InputTypeError(f"accumulate takes what hbp.compile returned, not {type(compiled).__name__}")
+        raise InputTypeError(f"accumulate takes what hbp.compile returned, not {type(compiled).__name__}: "
+                             "hbp.accumulate(hbp.compile(model, loss, ['grad']), loader)")
     check_adds(compiled.quantities)
     if dtype not in DTYPES:
         raise InputError(f"dtype must be one of {', '.join(map(str, DTYPES))}, not {dtype!r}")

@@ -54,9 +54,10 @@ class SameModel:
     def check_settings(self) -> None:
         """InputError that names what computes otherwise."""
         if self._settings != (now := settings_of(self._model, self._compiled.loss)):
-            raise InputError(listing("The model or the loss computes otherwise than for the batches before:",
+            raise InputError(listing("What the model or the loss holds or reads is no longer what it was for the "
+                                     "batches before, whether or not it makes a difference:",
                                      changed(now, self._settings),
-                                     "A total is of one model: change it before."))
+                                     "A total is of one model: change it before, and keep counts elsewhere."))
 
     def called(self) -> None:
         """A batch's program has run: a first call reads more of Python's state than the walk before it had."""

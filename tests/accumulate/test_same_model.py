@@ -135,7 +135,7 @@ def test_what_stays_is_taken():
     SCALE.fill_(1.0)  # written to, and the same
     same.check()
     CONFIG["scale"] = 2.0
-    with pytest.raises(hbp.InputError, match="computes otherwise"):
+    with pytest.raises(hbp.InputError, match="is no longer what it was"):
         same.check()
 
 

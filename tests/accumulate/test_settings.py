@@ -101,7 +101,7 @@ def test_an_attribute_that_is_set_while_batches_are_read():
         def __iter__(self):
             return batches()
 
-    with pytest.raises(hbp.InputError, match="computes otherwise than for the batches before"):
+    with pytest.raises(hbp.InputError, match="is no longer what it was for the batches before"):
         hbp.accumulate(hbp.compile(own, None, ["grad"]), Loader(), progress=False)
 
 

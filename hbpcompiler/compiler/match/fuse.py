@@ -109,7 +109,8 @@ def _region(last: Operation, graph: Graph, operations: list[Operation], rules: M
         grown = False
         for value in _inputs(region):
             maker = makers.get(value.name)
-            if maker is None or maker.source.module != last.source.module or not _joins(maker, rules, active):
+            if maker is None or not _joins(maker, rules, active) or (
+                    maker.source.module, maker.source.in_loss) != (last.source.module, last.source.in_loss):
                 continue
             readers = [own for own in operations if any(item.name == value.name for item in own.tensors.values())]
             if value in graph.outputs or any(reader not in region for reader in readers):

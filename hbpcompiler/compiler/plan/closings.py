@@ -180,7 +180,7 @@ def _quantities_of(closing: Closing) -> list[str]:
 def signed_columns(names: Sequence[str]) -> str:
     """Why what needs real columns cannot be had of signed ones."""
     return (f"{', '.join(names)}{SIGNED}, so it may have no real square root; use a loss function that has a rule, "
-            "without negative weights")
+            "without negative weights, as nn.BCEWithLogitsLoss() in place of logarithms of sigmoids")
 
 
 def shape_of_total(close: Close | Tied, kind: str) -> tuple[int, ...]:

@@ -127,7 +127,9 @@ def batch_of(arguments: Sequence[Any]) -> Batch:
     layout = _layout(structure, names)
     for name, item, count in (("X", given[0], layout.inputs), ("y", target, len(tensors) - layout.inputs)):
         if count == 0 and (name == "X" or target is not None):
-            raise InputTypeError(f"{name} must be a tensor, or a tuple or dict of tensors, not {type(item).__name__}")
+            made = f": torch.tensor({name})" if isinstance(item, list | int | float) and item != [] else ""
+            raise InputTypeError(f"{name} must be a tensor, or a tuple or dict of tensors, not {type(item).__name__}"
+                                 + made)
     return Batch(tuple(tensors), layout)
 
 

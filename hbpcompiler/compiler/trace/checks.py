@@ -67,7 +67,8 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
     parameter = undisturbed(
         model, lambda: next((parameter for parameter in model.parameters() if parameter.requires_grad), None))
     if parameter is None:
-        raise ModelError("the model has nothing trainable: no parameter has requires_grad=True")
+        raise ModelError("the model has nothing trainable: no parameter has requires_grad=True, as "
+                         "model.requires_grad_(True) gives it")
     if parameter.is_meta:
         raise InputError("the model's parameters are on the device meta, which holds no numbers: give it some, as by "
                          "model.to_empty(device='cpu') and load_state_dict, before it is called")
@@ -179,13 +180,15 @@ def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: i
         except Exception as error:
             given = _described(batch.layout.labels, batch.inputs)
             raise BatchDoesNotFitError(f"X does not go through the model. {given}. {_tried(samples)} {reason(error)}"
-                                       f"{_at(place_of_error(model, error))}{of_inputs(str(error), batch)}") from error
+                                       f"{_at(place_of_error(model, error))}"
+                                       f"{of_inputs(str(error), batch, type(model).__qualname__)}") from error
         try:
             outputs, structure = take_apart(output, leave_out=True)
         except StrangerError:
             return FirstRun(answers)  # tracing says what to do
         if not outputs:
-            missing = "; is a return missing?" if output is None else ""
+            missing = "; is a return missing?" if output is None else (
+                "; leave .item(), float() or int() out" if isinstance(output, int | float) else "")
             raise ModelError("the model must return a tensor or several, but returned "
                              f"{type(output).__name__}{missing}")
         scores = isinstance(output, Tensor) and output.is_floating_point()

@@ -47,6 +47,7 @@ from hbpcompiler.compiler.trace.refusals.refusals import (
     Fixing,
     NoLossError,
     classes_given,
+    of_constants,
     place_of_error,
     refusals,
 )
@@ -290,10 +291,8 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
             + (":" if lines else ""), lines,
             "Compute on the whole batch, without a loop over samples or a literal size; x.shape[0] and len(x) work as "
             f"they are. {OF_SIZES}"))
-    if "fake tensor in the exported program constant's list" in text:
-        return ModelError(f"the model cannot be traced{place}: it takes a value out of the trace, by x.data, "
-                          "torch.tensor(x), a derivative inside or an in-place change of a parameter's data; use "
-                          "x.detach() or x.clone(), and leave parameters as they are")
+    if complaint := of_constants(text, place):
+        return ModelError(f"the model cannot be traced{complaint}")
     reason = f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}"
     kind = BatchDoesNotFitError if type(error) in (RuntimeError, ValueError, IndexError, TypeError) else ModelError
     return kind(f"the model cannot be traced{place}, though it runs on the batch itself (torch's trace takes another "

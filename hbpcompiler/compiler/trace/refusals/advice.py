@@ -57,6 +57,15 @@ def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
     """What to write instead, for what torch says most often."""
     whole = [(label, target) for label, target in zip(batch.layout.labels[batch.layout.inputs :], batch.targets,
                                                       strict=True) if not target.is_floating_point()]
+    if made.startswith("[] ") or (" of [] " in made and not batch.targets):
+        return ("; the model returns one number, its own loss, say: it has to return what that is made of, a row for "
+                "each sample, without labels among its inputs; they are the target, and the loss is passed by itself")
+    if "takes 1 positional argument but 2" in text:
+        return "; it is called with both: pass lambda output, y: loss(output)"
+    if "required positional argument" in text:
+        return "; pass what else it takes: lambda output, y: loss(output, y, ...)"
+    if "not implemented for 'Long'" in text and (not made or "float" in made):
+        return "; a loss is called with (output, target), in this order"
     if not batch.targets and ("'NoneType'" in text or "not NoneType" in text):
         return ("; with compiled(X, None) the loss must not read its target: pass loss=lambda output, y: output.sum(), "
                 "say, where a quantity of the output alone is asked for (jacobian)")
@@ -84,13 +93,22 @@ def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
     return ""
 
 
-def of_inputs(text: str, batch: Batch) -> str:
-    """What to write where a model does not take whole numbers."""
+def of_inputs(text: str, batch: Batch, model: str) -> str:
+    """What to write where a model, of this class, does not take these inputs: whole numbers, too many or too few."""
     whole = [label for label, tensor in zip(batch.layout.labels, batch.inputs, strict=False)
              if not (tensor.is_floating_point() or tensor.is_complex())]
     if whole and ("same dtype" in text or "expected scalar type" in text or "should be the same" in text):
         numbers = ", ".join(f"{label}.float()" for label in whole)
         return f"; pass {numbers}, or .double() for a model in double precision"
+    if f"{model}.forward() missing" in text:
+        return "; several inputs are a tuple, compiled((x1, x2), y), or a dict of forward's arguments by name"
+    if f"{model}.forward() takes" in text:
+        return "; all arguments of a call but the last one, the target, are inputs of the model"
+    if (found := re.search(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", text)) is not None:
+        return f"; it takes {found[2]} features, in the last axis, and is given {found[1]}"
+    if "Inference tensors" in text:
+        return ("; the model or the batch was made under torch.inference_mode(), which allows no derivatives: make "
+                "it outside, or under torch.no_grad()")
     return ""
 
 

@@ -7,6 +7,7 @@ import linecache
 import math
 import os
 import random
+import re
 import sys
 import threading
 import traceback
@@ -54,14 +55,33 @@ SEEDED = ("torch's random generator is seeded or put back here, which a program 
 ENTROPY = ("random numbers of the operating system (os.urandom, secrets, uuid4, random.SystemRandom) are taken here, "
            "and a program would repeat one draw for ever; draw with torch (torch.rand, torch.randint), which programs "
            "do at each call, or outside, and pass the number as an input or an attribute")
-
-
 FUNCTIONS = ("acos", "acosh", "asin", "asinh", "atan", "atanh", "cos", "cosh", "erf", "erfc", "exp", "expm1", "lgamma",
              "log", "log10", "log1p", "log2", "sin", "sinh", "tan", "tanh")
 """Those of Python's math that a tensor has as a method of that name."""
 OF_SIZE = ("math.{name}() is asked of a number that depends on the batch's size, and gives a plain one, which a "
            "program would have for batches of every size; ask it of a tensor, as in "
            "output.new_full((), len(output)).{name}(), or make the number outside and pass it as an input")
+
+TAKEN_OUT = ("it takes a value out of the trace, by x.data, torch.tensor(x), a derivative inside or an in-place change "
+             "of a parameter's data; use x.detach() or x.clone(), and leave parameters as they are")
+
+
+def of_constants(text: str, place: str) -> str:
+    """What torch.export says, in its own words, of a tensor that is neither an input nor a buffer; "" if nothing."""
+    if "fake tensor in the exported program constant's list" in text:
+        return f"{place}: {TAKEN_OUT}"
+    found = re.search(r"Constant (\S+) is mutated in the forward", text)
+    if found is None:
+        return ""
+    owner, _, name = found[1].removeprefix("loss.function.").rpartition(".")  # in the end: of no line
+    of_loss = found[1].startswith("loss.")
+    if name.startswith("lifted_tensor"):
+        return (f": the {'loss' if of_loss else 'model'} writes in place to a tensor that is made elsewhere, a global, "
+                "say; make a new one, t = t + 1, or keep it as a buffer, self.register_buffer('t', ...)")
+    path = owner.partition(".")[2]
+    module = "the loss" if of_loss else f"module {path!r}" if path else "the model"
+    return (f": {module} writes in place to its tensor {name!r}, which is no buffer; register it, "
+            f"self.register_buffer({name!r}, ...), or make a new one, self.{name} = self.{name} + 1")
 
 
 class NoLossError(ModelError):

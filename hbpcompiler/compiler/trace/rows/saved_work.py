@@ -24,6 +24,7 @@ OF_NO_TENSORS = ("non-empty TensorList", "non-empty list of Tensors", "at least 
 """What torch says of stack([]) and cat([])."""
 LITERAL = "written as numbers"
 OTHERWISE = "where the mask picks nothing, this is not seen to come to the same as the other way"
+NO_FILE = "a condition in code that is in no file (exec, python -c)"
 ALL_WAYS = 4
 """Of so many masks each choice of those that pick nothing is tried; of more, each by itself, all, all but one, and of
 each other number one choice."""
@@ -70,7 +71,8 @@ def only_saving_work(program: Any, ways: Ways, traced: Callable[[Ways], tuple[An
         raise ModelError(listing(
             f"the model cannot be traced: {CONTROL}. A branch that only saves work where a mask picks nothing is "
             "followed:", list(reasons),
-            "Without rows a mask picks nothing, and nothing is computed: such a branch may be left out."))
+            "Without rows a mask picks nothing, and nothing is computed: such a branch may be left out. A mask whose "
+            "branch lies in another's is followed where it is part of that one: inner = outer & (y == 1)."))
     return with_fewer_outputs(program, len(ways.lines)), zero_means
 
 
@@ -84,7 +86,7 @@ def _choices(masks: int) -> set[frozenset[int]]:
 
 
 def _reason(lines: Sequence[str], empty: frozenset[int]) -> dict[str, None]:
-    return {f"{lines[min(empty)].removesuffix(':')}: {OTHERWISE}": None}
+    return {f"{lines[min(empty)].removesuffix(':') or NO_FILE}: {OTHERWISE}": None}
 
 
 def _stops_there(error: BaseException) -> bool:

@@ -415,3 +415,19 @@ def test_what_is_zero_of_a_mask_that_picks_nothing(part):
 def test_conditions_on_masks_that_ask_for_something_else(condition):
     with pytest.raises(hbp.HbpError, match="control flow depends on the values"):
         some_and_none(condition, lambda o, m: o[m].square().mean(), ["grad"])
+
+
+IN_NO_FILE = """
+def loss(output, target):
+    mask = target >= 0
+    if mask.all():
+        return nn.functional.cross_entropy(output, target)
+    return nn.functional.cross_entropy(output[mask], target[mask])
+"""
+
+
+def test_a_condition_in_no_file_is_named_so():
+    found = {"nn": nn}
+    exec(IN_NO_FILE, found)
+    with pytest.raises(hbp.HbpError, match=r"(?s)- a condition in code that is in no file.*inner = outer & "):
+        hbp.compile(nn.Linear(4, 3), found["loss"], ["grad"])(torch.randn(6, 4), torch.tensor([0, 1, -1, 2, 0, -1]))
