@@ -62,7 +62,7 @@ def answering(value: Any) -> Callable[[], Any] | None:
 
 def write_back(text: Any, found: Any) -> None:
     """A text in memory gets its contents and place back."""
-    if found is not None and not text.closed:
+    if found is not None and contents(text) not in (found, None):
         text.seek(0)
         text.truncate()
         text.write(found[0])

@@ -122,6 +122,18 @@ class Walk(CodeWalk):
         numbers = self.watched.numbers(tensor) if number in self._read else b""
         self._atoms.append((*facts, shape, numbers))
 
+        own = getattr(tensor, "__dict__", {})
+        self.watched.keys(own)
+        if own:
+            self._later.append(lambda: self._attributes_of_tensor(own))
+
+    def _attributes_of_tensor(self, own: dict[str, Any]) -> None:
+        """Of p.scale = 2.0 what code names: optimizers keep there what no forward reads."""
+        for name in sorted(own.keys() & self._names):
+            self._atoms.append(name)
+            self.watched.name(own, name)
+            self._visit(own[name])
+
     def _module(self, module: nn.Module) -> None:
         self.watched.kind(module)
         own = module.__dict__

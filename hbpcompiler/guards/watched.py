@@ -67,7 +67,7 @@ class Watched:
         """A file that is none: put back where it has been written or read."""
         found = kept.contents(text)
         if self.puts_back:
-            self._back.append(lambda: kept.contents(text) == found or kept.write_back(text, found))
+            self._back.append(lambda: kept.write_back(text, found))
 
     def _mapping(self, held: Mapping[Any, Any]) -> None:
         if _short(held):

@@ -60,7 +60,7 @@ from hbpcompiler.compiler.trace.source.source import (
     source_of,
     whole_stacks,
 )
-from hbpcompiler.compiler.trace.with_state import ordinary_mode
+from hbpcompiler.compiler.trace.with_state import marking, ordinary_mode
 from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 from hbpcompiler.rule.faults import is_noted
@@ -83,9 +83,10 @@ class _Whole(nn.Module):
         self.loss = LossModule(loss)
         # Functions, because torch.export copies attributes and puts them back as they were.
         self.arguments, self.returned, self.surroundings = arguments, returned, surroundings
-        self.conditions = conditions
+        self.conditions, self.mark = conditions, marking(self)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        self.mark(self)
         with self.surroundings():
             return *self._run(tensors), *self.conditions()
 
@@ -163,8 +164,7 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
     with ordinary_mode():
         few = batch.rows(samples)
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(few)
-    returned: list[Structure] = []
-    layout = batch.layout
+    returned, layout = list[Structure](), batch.layout
 
     def traced(ways: Ways) -> Any:
         """One ExportedProgram; it puts out, last, the conditions that it meets."""
