@@ -252,7 +252,7 @@ class Walk(CodeWalk):
         own, whole = getattr(value, "__dict__", {}), library.is_whole(type(value))
         is_users = whole or not of_library(type(value).__module__)  # else others may wait for what it says
         names = read_by_code.names_with_methods(type(value), self._names)
-        self.watched.puts_back = is_users
+        self.watched.puts_back = is_users and not library.is_between_threads(value)
         self.watched.keys(own)
         slots = slots_of(type(value))
         for name in slots:
