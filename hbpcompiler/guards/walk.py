@@ -18,7 +18,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, nn, strided
 from torch.nn.modules import module as every_module
 
 from hbpcompiler.guards import kept, library, read_by_code
@@ -29,6 +29,8 @@ from hbpcompiler.guards.module_entries import HOOKS_OF_ALL_MODULES, KEPT_BY_TORC
 
 MOST = 20_000
 """Atoms from which on objects count as what they are, not as what they hold."""
+
+_OF_STRIDES = ("stride", "is_contiguous")
 
 
 class Walk(CodeWalk):
@@ -124,11 +126,12 @@ class Walk(CodeWalk):
 
         own = getattr(tensor, "__dict__", {})
         self.watched.keys(own)
-        if own:
-            self._later.append(lambda: self._attributes_of_tensor(own))
+        self._later.append(lambda: self._attributes_of_tensor(tensor, own))
 
-    def _attributes_of_tensor(self, own: dict[str, Any]) -> None:
-        """Of p.scale = 2.0 what code names: optimizers keep there what no forward reads."""
+    def _attributes_of_tensor(self, tensor: Tensor, own: dict[str, Any]) -> None:
+        """Of p.scale = 2.0 what code names: optimizers keep there what no forward reads. So of where numbers lie."""
+        if tensor.layout is strided and not tensor.is_nested and not self._names.isdisjoint(_OF_STRIDES):
+            self._atoms.append(self.watched.answer(tensor.stride))
         for name in sorted(own.keys() & self._names):
             self._atoms.append(name)
             self.watched.name(own, name)

@@ -74,3 +74,15 @@ def test_what_a_forward_sets_is_put_back():
     walk.watched.put_back()
     assert (model.layer.weight.scale, hasattr(model.shift, "late")) == (2.0, False)
     assert walk.watched.unchanged()
+
+
+@pytest.mark.parametrize("asks", [lambda held: held.is_contiguous(), lambda held: held.stride()[0] == 3])
+def test_how_numbers_lie_where_code_asks(asks):
+    model, loss = Marked(lambda model: model.held[0][0, :2] * (2.0 if asks(model.held[0]) else 1.0)), nn.MSELoss()
+    targets = torch.ones(4, 2, dtype=torch.float64)
+    model.held = [torch.arange(9, dtype=torch.float64).reshape(3, 3)]
+    compiled = hbp.compile(model, loss, quantities=["grad"])
+    for _ in range(3):
+        agrees(compiled, model, loss, y=targets)
+        model.held[0] = model.held[0].t()
+    assert programs(compiled) == 2
