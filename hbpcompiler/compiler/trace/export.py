@@ -37,8 +37,9 @@ from hbpcompiler.compiler.trace.patches.equivalents import (
 from hbpcompiler.compiler.trace.patches.lengths import symbolic_lengths, symbolic_numbers
 from hbpcompiler.compiler.trace.patches.many_rows import shortcuts_not_taken
 from hbpcompiler.compiler.trace.patches.shapes import right_shapes
-from hbpcompiler.compiler.trace.refusals.advice import of_trace
+from hbpcompiler.compiler.trace.refusals.advice import in_words, of_trace
 from hbpcompiler.compiler.trace.refusals.from_outside import FromOutside
+from hbpcompiler.compiler.trace.refusals.generators import OwnGenerators
 from hbpcompiler.compiler.trace.refusals.listed import refuse_listed
 from hbpcompiler.compiler.trace.refusals.refusals import (
     CONTROL,
@@ -61,7 +62,7 @@ from hbpcompiler.compiler.trace.source.source import (
     whole_stacks,
 )
 from hbpcompiler.compiler.trace.with_state import marking, ordinary_mode
-from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
+from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 from hbpcompiler.rule.faults import is_noted
 from hbpcompiler.threads import followed
@@ -196,7 +197,7 @@ def _surroundings(answers: Answers, fixing: list[Fixing], ways: Ways) -> Iterato
     ways.begin()
     with (told_again(answers, OUTERMOST, ways), lengths_of_many(ways), symbolic_lengths(), plain_ways(),
           unchecked_distributions(), refusals(fixing), classes_given(), whole_stacks(), SameMasks(), FromOutside(),
-          followed()):
+          OwnGenerators(), followed()):
         yield
 
 
@@ -290,11 +291,8 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
             + (":" if lines else ""), lines,
             "Compute on the whole batch, without a loop over samples or a literal size; x.shape[0] and len(x) work as "
             "they are, without math or numpy around them."))
-    if "fake tensor in the exported program constant's list" in text:
-        return ModelError(f"the model cannot be traced{place}: it takes a value out of the trace, by x.data, "
-                          "torch.tensor(x), a derivative inside or an in-place change of a parameter's data; use "
-                          "x.detach() or x.clone(), and leave parameters as they are")
+    if known := in_words(text):
+        return ModelError(f"the model cannot be traced{place}: {known}")
     reason = f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}"
-    kind = BatchDoesNotFitError if type(error) in (RuntimeError, ValueError, IndexError, TypeError) else ModelError
-    return kind(f"the model cannot be traced{place}, though it runs on the batch itself (torch's trace takes another "
-                f"batch size, N, and tensors without values): {reason}{of_trace(reason, batch)}")
+    return ModelError(f"the model cannot be traced{place}, though it runs on the batch itself (torch's trace takes "
+                      f"another batch size, N, and tensors without values): {reason}{of_trace(reason, batch)}")

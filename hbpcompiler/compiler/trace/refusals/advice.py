@@ -14,6 +14,19 @@ from hbpcompiler.compiler.trace.batch import Batch
 
 PROBABILITY = 1e-2
 """How far from 1 those of all classes may be together."""
+IN_WORDS = {
+    "fake tensor in the exported program constant's list":
+        "it takes a value out of the trace, by x.data, torch.tensor(x), a derivative inside or an in-place change of a "
+        "parameter's data; use x.detach() or x.clone(), and leave parameters as they are",
+    "unhashable type: non-nested SymInt":
+        "a dict, a set or functools.lru_cache is asked by the batch's size, which a program leaves open; make what is "
+        "kept there anew at each call (torch.ones(x.shape[0], 1), say), or keep one of the greatest size in a buffer "
+        "and take x.shape[0] rows of it",
+    "is mutated in the forward method":
+        "a tensor is changed in place that is neither a parameter nor a registered buffer; register it "
+        "(register_buffer), or compute another tensor in its place",
+}
+"""What torch says of a trace that stops, by a part of it, and what to write instead."""
 MEANT = "give loss=nn.MSELoss() for a regression, nn.BCEWithLogitsLoss() for two classes told by one output"
 
 
@@ -89,6 +102,11 @@ def of_inputs(text: str, batch: Batch) -> str:
         numbers = ", ".join(f"{label}.float()" for label in whole)
         return f"; pass {numbers}, or .double() for a model in double precision"
     return ""
+
+
+def in_words(text: str) -> str:
+    """What is to be done where torch says this of a trace; "" if that is not known."""
+    return next((words for part, words in IN_WORDS.items() if part in text), "")
 
 
 def of_trace(text: str, batch: Batch) -> str:
