@@ -27,6 +27,7 @@ from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take
 from hbpcompiler.compiler.trace.fx_graph.functional import functional
 from hbpcompiler.compiler.trace.fx_graph.gradients_off import without_their_derivatives
 from hbpcompiler.compiler.trace.fx_graph.written_views import written_elsewhere
+from hbpcompiler.compiler.trace.patches.draws import draws_in_sight
 from hbpcompiler.compiler.trace.patches.equivalents import (
     module_equivalents,
     plain_ways,
@@ -197,7 +198,7 @@ def _surroundings(answers: Answers, fixing: list[Fixing], ways: Ways) -> Iterato
     ways.begin()
     with (told_again(answers, OUTERMOST, ways), lengths_of_many(ways), symbolic_lengths(), plain_ways(),
           unchecked_distributions(), refusals(fixing), classes_given(), whole_stacks(), SameMasks(), FromOutside(),
-          OwnGenerators(), followed()):
+          draws_in_sight(), OwnGenerators(), followed()):
         yield
 
 
