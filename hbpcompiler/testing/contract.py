@@ -27,6 +27,7 @@ from hbpcompiler.testing.farther import check_farther, check_loss_farther
 from hbpcompiler.testing.larger import check_larger
 from hbpcompiler.testing.parameters import check_parameter
 from hbpcompiler.testing.preconditions import check_preconditions, check_way_back, saying_where
+from hbpcompiler.testing.sampled import check_sampled
 from hbpcompiler.testing.setting import SAMPLES, Setting
 from hbpcompiler.testing.single import check_single
 from hbpcompiler.testing.structure import check_structure, check_window
@@ -223,11 +224,5 @@ def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     expected_hessian = hessian(setting, [rule.input], lambda output, n: scale * output)
     found = residual_matrix(rule.residual_of(op), op, [rule.input], None, expected_hessian.shape[-1])
     close(found, expected_hessian, f"{where}: Hessian")
-    if rule.sample is not None:
-        draws = 40_000
-        sampled = rule.sample(op, draws).flatten(2)
-        outer = torch.einsum("nka,nkb->nab", sampled, sampled)
-        spread = draws**0.5 * torch.einsum("nka,nkb->nab", sampled**2, sampled**2).sqrt()
-        excess = (outer - expected_hessian).abs() - 6 * spread / draws**0.5 - 1e-9
-        assert (excess < 0).all(), f"{where}: samples' second moment misses the Hessian by {excess.max():.2e}"
+    check_sampled(rule, op, expected_hessian, where)
     check_loss_farther(rule, operation, case, where)

@@ -15,6 +15,7 @@ from hbpcompiler.seeded import seed_cpu
 from hbpcompiler.testing.brute_force import hessian, pull_back
 from hbpcompiler.testing.compare import close, residual_matrix
 from hbpcompiler.testing.parameters import check_parameter
+from hbpcompiler.testing.sampled import check_sampled
 from hbpcompiler.testing.setting import Setting, strided, with_zeros
 
 
@@ -129,3 +130,11 @@ def check_loss_farther(rule: LossRule, operation: str, case: Case, where: str) -
         second = scale * hessian(setting, [rule.input], lambda output, _: output)
         found = residual_matrix(rule.residual_of(op), op, [rule.input], None, second.shape[-1], place.samples)
         _close(found, second, f"{at}: Hessian")
+        if place.scale == 1 and second.isfinite().all():
+            if rule.each is not None:
+                losses = rule.each(op)
+                assert losses.shape == (place.samples,), f"{at}: l_n has shape {list(losses.shape)}"
+                total = losses.mean() if rule.reduction(op) == "mean" else losses.sum()
+                _close(total, setting.reference(), f"{at}: l_n")
+            if place.samples == 1:
+                check_sampled(rule, op, second, at)
