@@ -36,11 +36,17 @@ def scale(op: Op) -> Any:
 NORM = Standardised(True, layout, scale)
 
 
+def in_order(weight: Tensor | None) -> Tensor | None:
+    """As the kernel takes it to lie."""
+    return None if weight is None else weight.contiguous()
+
+
 def saving(op: Op) -> Any:
     """The output, and a mean and a reciprocal deviation for each group."""
     x, (channels, *positions) = op.input.contiguous(), op.shape("input")
     sizes = (x.shape[0], channels, prod(positions), groups(op))
-    result = torch.native_group_norm(x, op.weight, op.bias, *sizes, op.eps)
+    weight, bias = in_order(op.weight), in_order(op.bias)
+    result = torch.native_group_norm(x, weight, bias, *sizes, op.eps)
     return result[0], {"mean": result[1].unsqueeze(-1), "rstd": result[2].unsqueeze(-1)}
 
 
@@ -50,7 +56,7 @@ def gradients(op: Op, gradient: Tensor, wanted: list[bool]) -> tuple[Tensor, Ten
     sizes = (x.shape[0], channels, prod(positions), groups(op))
     statistics = op.mean.squeeze(-1), op.rstd.squeeze(-1)
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_group_norm_backward(
-        gradient.contiguous(), x, *statistics, op.weight, *sizes, wanted
+        gradient.contiguous(), x, *statistics, in_order(op.weight), *sizes, wanted
     )
     return found
 

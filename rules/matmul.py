@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from hbpcompiler.rule import (
     ZERO,
@@ -28,6 +27,7 @@ from hbpcompiler.rule import (
 )
 
 from .shared.aligned import square_unit
+from .shared.matrix_products import cross_columns, some_cross_columns
 
 
 def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:
@@ -37,30 +37,6 @@ def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:
     if ones:
         columns = columns.sum(ones, True)
     return columns.sum(list(range(2, 2 + missing))) if missing else columns
-
-
-def cross_columns(g: Tensor, inner: int, unit: Tensor) -> tuple[Tensor, Tensor]:
-    """Halves of the columns (b, r, s): sqrt(|g_br| / 2) at (b, r, s), and g_br / sqrt(2 |g_br|) at (b, s, all t).
-
-    g [N, b, r, t] -> [N, (b r s), (b r s)] and [N, (b r s), b, s, t]. Of equal size in the operands' units (see
-    `square_unit`), so that their sum cancels nothing.
-    """
-    size = otherwise_called("size", (g.norm(2, [-1], True) * (unit / 2)).clamp(min=1e-30).sqrt())
-    own = torch.diag_embed(size.expand(-1, -1, -1, inner).flatten(1))
-    met = (g / (2 * size)).unsqueeze(-1).expand(-1, -1, -1, -1, inner)  # [N, b, r, t, s]
-    met = torch.diag_embed(torch.diag_embed(met).movedim(1, -1))  # [N, r, t, s, s, b, b]
-    return own, met.permute(0, 5, 1, 3, 6, 4, 2).flatten(1, 3)
-
-
-def some_cross_columns(g: Tensor, batch: int, rows: int, inner: int, numbers: Tensor, unit: Tensor
-                       ) -> tuple[Tensor, Tensor]:
-    """Those with these numbers [k]: [N, k, (b r s)] and [N, k, b, s, t]."""
-    met = g.flatten(1, 2)[:, numbers // inner]
-    size = (met.norm(2, [-1], True) * (unit / 2)).clamp(min=1e-30).sqrt()
-    own = size * F.one_hot(numbers, batch * rows * inner).type_as(g)
-    place = numbers // (rows * inner) * inner + numbers % inner
-    spread = F.one_hot(place, batch * inner).type_as(g).unsqueeze(-1)
-    return own, ((met / (2 * size)).unsqueeze(2) * spread).unflatten(2, (batch, inner))
 
 
 @dataclass(frozen=True)
@@ -169,10 +145,8 @@ class Product:
         return math.prod(batch) * op.shape("self")[-1] * min(rows, columns)
 
     def factor(self, op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        *batch, rows, columns = self.matrix(op, "output")
-        g = gradient.reshape(-1, math.prod(batch), rows, columns)
-        narrow = columns < rows  # then the roles of A and B are changed: out^T = B^T A^T
-        own, met = cross_columns(g.transpose(-1, -2) if narrow else g, op.shape("self")[-1], self.unit(op, 4))
+        g = self.turned(op, gradient)
+        own, met = cross_columns(g, op.shape("self")[-1], self.unit(op, 4))
         half = self.half(op)
         name, own, other, met = self.arranged(op, own, met, (-1, half))
         plus = otherwise_called("plus", torch.ones_like(g.flatten(1)[:, :1]).expand(-1, half))
@@ -181,8 +155,7 @@ class Product:
     def some(self, op: Op, gradient: Tensor, numbers: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Those of `factor`'s columns with these numbers [k]."""
         *batch, rows, columns = self.matrix(op, "output")
-        g = gradient.reshape(-1, math.prod(batch), rows, columns)
-        g = g.transpose(-1, -2) if columns < rows else g
+        g = self.turned(op, gradient)
         number, inner = numbers % self.half(op), op.shape("self")[-1]
         own, met = some_cross_columns(g, math.prod(batch), min(rows, columns), inner, number, self.unit(op, 3))
         name, own, other, met = self.arranged(op, own, met, (own.shape[0], -1))
@@ -196,24 +169,31 @@ class Product:
         """Random sums of both halves, with one sign for a column and its counterpart: their products with themselves
         are gone."""
         *batch, rows, columns = self.matrix(op, "output")
-        g = gradient.reshape(-1, math.prod(batch), rows, columns)
-        g = g.transpose(-1, -2) if columns < rows else g
+        g = self.turned(op, gradient)
         size = (g.norm(2, [-1], True) * (self.unit(op, 4) / 2)).clamp(min=1e-30).sqrt()
         signs = noise(math.prod(batch), min(rows, columns), op.shape("self")[-1])
         met = signs.transpose(-1, -2) @ (g / (2 * size)).unsqueeze(1)
         name, own, other, met = self.arranged(op, signs * size.unsqueeze(1), met, (g.shape[0], -1))
         return {name: torch.cat([own, own], 1), other: torch.cat([met, -met], 1)}
 
+    def is_narrow(self, op: Op) -> bool:
+        """Whether the roles of A and B are changed: out^T = B^T A^T."""
+        *_, rows, columns = self.matrix(op, "output")
+        return columns < rows
+
+    def turned(self, op: Op, gradient: Tensor) -> Tensor:
+        *batch, rows, columns = self.matrix(op, "output")
+        g = gradient.reshape(-1, math.prod(batch), rows, columns)
+        return g.transpose(-1, -2) if self.is_narrow(op) else g
+
     def unit(self, op: Op, axes: int) -> Tensor:
         """Of the operand that numbers the columns."""
-        *_, rows, columns = self.matrix(op, "output")
-        name, other = (self.second, "self") if columns < rows else ("self", self.second)
+        name, other = (self.second, "self") if self.is_narrow(op) else ("self", self.second)
         return square_unit(op, name, other, axes)
 
     def arranged(self, op: Op, own: Tensor, met: Tensor, lead: tuple[Any, Any]) -> tuple[str, Tensor, str, Tensor]:
         """Both halves of columns at the operands, with these lengths of the sample and the column axis."""
-        *batch, rows, columns = self.matrix(op, "output")
-        narrow = columns < rows
+        batch, narrow = self.matrix(op, "output")[:-2], self.is_narrow(op)
         name, other = (self.second, "self") if narrow else ("self", self.second)
         shape, others = self.full(op, name), self.full(op, other)
         if narrow:

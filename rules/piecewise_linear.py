@@ -48,7 +48,8 @@ def _rrelu() -> Rule:
         forward=lambda op: F.rrelu(op.self, op.lower, op.upper),
         cases=settings({}, {"lower": 0.2, "upper": 0.6}),
     )
-    reason = "it draws its slopes in train mode; call model.eval(), or use nn.LeakyReLU"
+    reason = ("it draws its slopes in train mode; call model.eval(), use nn.LeakyReLU, or write torch.where(x > 0, x, "
+              "x * torch.empty_like(x).uniform_(lower, upper))")
     return replace(rule, refuse=lambda op: reason if op.training else None)
 
 

@@ -1,11 +1,14 @@
-"""What objects written in C keep, of which no attribute tells: results that functools remembers, texts in memory."""
+"""What objects written in C keep, of which no attribute tells: results that functools remembers, numbers and texts in
+memory."""
 
 from __future__ import annotations
 
+import array as python_arrays
 import functools
 import gc
 import io
 import queue
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +47,22 @@ def take_back(function: Any, entries: dict[Any, Any], before: dict[Any, Any]) ->
         function.cache_clear()
 
 
+def write_numbers(array: Any, found: bytes) -> None:
+    """An array of Python's, numpy's or C's gets its numbers back. Tensors do not: a trace refuses what changes them."""
+    numpy, ctypes = sys.modules.get("numpy"), sys.modules.get("ctypes")
+    if isinstance(array, bytearray):
+        array[:] = found
+    elif isinstance(array, python_arrays.array):
+        array[:] = python_arrays.array(array.typecode, found)
+    elif isinstance(array, memoryview):
+        if not array.readonly:
+            array.cast("B")[:] = found
+    elif ctypes is not None and isinstance(array, ctypes._SimpleCData | ctypes.Structure | ctypes.Union | ctypes.Array):
+        ctypes.memmove(ctypes.addressof(array), found, len(found))
+    elif numpy is not None and isinstance(array, numpy.ndarray) and array.flags.writeable and not array.dtype.hasobject:
+        array[...] = numpy.ndarray(array.shape, array.dtype, found)
+
+
 def contents(text: Any) -> Any:
     """What a text in memory holds, and the place in it; None if it is closed."""
     return None if text.closed else (text.getvalue(), text.tell())
@@ -62,7 +81,7 @@ def answering(value: Any) -> Callable[[], Any] | None:
 
 def write_back(text: Any, found: Any) -> None:
     """A text in memory gets its contents and place back."""
-    if found is not None and not text.closed:
+    if found is not None and contents(text) not in (found, None):
         text.seek(0)
         text.truncate()
         text.write(found[0])

@@ -26,8 +26,7 @@ _CLOSED_MODULES = ("torch._ops", "torch._C", "torch.jit", "torch._dynamo")
 _BETWEEN_THREADS = ("threading", "multiprocessing", "concurrent", "asyncio", "selectors", "socket")
 _BUFFERS = (bytearray, array, memoryview)
 _CONTAINERS = (dict, list, set, deque, Tensor, *_BUFFERS, *kept.IN_MEMORY)
-_EMPTY: dict[Any, Any] = {}
-_VIEWS = (type(_EMPTY.keys()), type(_EMPTY.values()), type(_EMPTY.items()))
+_VIEWS: tuple[Any, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 _SWITCHES = ("environ", "getenv")
 """Names by which code reads the surroundings of the process."""

@@ -18,7 +18,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, nn, strided
 from torch.nn.modules import module as every_module
 
 from hbpcompiler.guards import kept, library, read_by_code
@@ -29,6 +29,8 @@ from hbpcompiler.guards.module_entries import HOOKS_OF_ALL_MODULES, KEPT_BY_TORC
 
 MOST = 20_000
 """Atoms from which on objects count as what they are, not as what they hold."""
+
+_OF_STRIDES = ("stride", "is_contiguous")
 
 
 class Walk(CodeWalk):
@@ -121,6 +123,19 @@ class Walk(CodeWalk):
         shape = tuple(tensor.shape) if not tensor.is_nested else Same(tensor)
         numbers = self.watched.numbers(tensor) if number in self._read else b""
         self._atoms.append((*facts, shape, numbers))
+
+        own = getattr(tensor, "__dict__", {})
+        self.watched.keys(own)
+        self._later.append(lambda: self._attributes_of_tensor(tensor, own))
+
+    def _attributes_of_tensor(self, tensor: Tensor, own: dict[str, Any]) -> None:
+        """Of p.scale = 2.0 what code names: optimizers keep there what no forward reads. So of where numbers lie."""
+        if tensor.layout is strided and not tensor.is_nested and not self._names.isdisjoint(_OF_STRIDES):
+            self._atoms.append(self.watched.answer(tensor.stride))
+        for name in sorted(own.keys() & self._names):
+            self._atoms.append(name)
+            self.watched.name(own, name)
+            self._visit(own[name])
 
     def _module(self, module: nn.Module) -> None:
         self.watched.kind(module)
@@ -240,7 +255,7 @@ class Walk(CodeWalk):
         own, whole = getattr(value, "__dict__", {}), library.is_whole(type(value))
         is_users = whole or not of_library(type(value).__module__)  # else others may wait for what it says
         names = read_by_code.names_with_methods(type(value), self._names)
-        self.watched.puts_back = is_users
+        self.watched.puts_back = is_users and not library.is_between_threads(value)
         self.watched.keys(own)
         slots = slots_of(type(value))
         for name in slots:

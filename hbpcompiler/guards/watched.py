@@ -66,13 +66,8 @@ class Watched:
     def text_in_memory(self, text: Any) -> None:
         """A file that is none: put back where it has been written or read."""
         found = kept.contents(text)
-
-        def put_back() -> None:
-            if kept.contents(text) != found:
-                kept.write_back(text, found)
-
         if self.puts_back:
-            self._back.append(put_back)
+            self._back.append(lambda: kept.write_back(text, found))
 
     def _mapping(self, held: Mapping[Any, Any]) -> None:
         if _short(held):
@@ -139,6 +134,8 @@ class Watched:
         """An attribute that lies in no dict, which may be missing."""
         value = getattr(item, name, MISSING)
         self._when(f"getattr({self._name(item)}, {name!r}, {self._name(MISSING)}) is not {self._name(value)}")
+        if self.puts_back and not isinstance(item, type):
+            self._back.append(lambda: _set(item, name, value))
 
     def kind(self, item: Any) -> None:
         """The class of an object."""
@@ -157,6 +154,8 @@ class Watched:
         """The numbers of a tensor or array, where a trace has read them."""
         found = content(array)
         self._when(f"{self._name(content)}({self._name(array)}) != {self._name(found)}")
+        if self.puts_back:
+            self._back.append(lambda: None if content(array) == found else kept.write_numbers(array, found))
         return found
 
     def memory(self, tensors: Sequence[Tensor]) -> list[tuple[int, ...]]:
@@ -250,6 +249,16 @@ class Watched:
                 del held[name]
             else:
                 held[name] = value
+
+
+def _set(item: Any, name: str, value: Any) -> None:
+    """By the object's own way: a frozen dataclass lets nobody in by another."""
+    if getattr(item, name, MISSING) is value:
+        return
+    if value is MISSING:
+        object.__delattr__(item, name)
+    else:
+        object.__setattr__(item, name, value)
 
 
 def _short(held: Mapping[Any, Any]) -> bool:

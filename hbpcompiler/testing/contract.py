@@ -27,7 +27,9 @@ from hbpcompiler.testing.farther import check_farther, check_loss_farther
 from hbpcompiler.testing.larger import check_larger
 from hbpcompiler.testing.parameters import check_parameter
 from hbpcompiler.testing.preconditions import check_preconditions, check_way_back, saying_where
+from hbpcompiler.testing.sampled import check_sampled
 from hbpcompiler.testing.setting import SAMPLES, Setting
+from hbpcompiler.testing.single import check_single
 from hbpcompiler.testing.structure import check_structure, check_window
 
 COLUMNS = 2
@@ -39,8 +41,9 @@ def check_rule(rule: Rule | LossRule) -> None:
 
     Value, shapes, adjointness, transposed Jacobians, parameter contractions, residual against double backward, the
     declared structure and window, the order, the expression by which operations are joined; value, columns back and
-    residual with zeros, for one sample, column and feature, and at larger values too; and, for elementwise operations,
-    torch's derivatives at zero and up to +-1e4, finite and accurate in float32 and bfloat16.
+    residual with zeros among values and gradients, for one sample, column and feature, of tensors that are not
+    contiguous, in float32, and at larger values too; and, for elementwise operations, torch's derivatives at zero and
+    up to +-1e4, finite and accurate in float32 and bfloat16.
     """
     check_preconditions(rule)
     with torch.device("cpu"):  # where cases and their makers' tensors are, whatever the default device
@@ -88,6 +91,8 @@ def check_case(rule: Rule, operation: str, case: Case) -> None:
     _check_residual(rule, setting, op, columns[:, 0], where)
     if rule.cases and case is rule.cases[0]:
         check_larger(rule, operation, case, where)
+    if rule.structure is not Structure.ELEMENTWISE:  # of which `check_extremes` says more
+        check_single(rule, operation, case, where)
     check_farther(rule, operation, case, where)
 
 
@@ -221,11 +226,5 @@ def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     expected_hessian = hessian(setting, [rule.input], lambda output, n: scale * output)
     found = residual_matrix(rule.residual_of(op), op, [rule.input], None, expected_hessian.shape[-1])
     close(found, expected_hessian, f"{where}: Hessian")
-    if rule.sample is not None:
-        draws = 40_000
-        sampled = rule.sample(op, draws).flatten(2)
-        outer = torch.einsum("nka,nkb->nab", sampled, sampled)
-        spread = draws**0.5 * torch.einsum("nka,nkb->nab", sampled**2, sampled**2).sqrt()
-        excess = (outer - expected_hessian).abs() - 6 * spread / draws**0.5 - 1e-9
-        assert (excess < 0).all(), f"{where}: samples' second moment misses the Hessian by {excess.max():.2e}"
+    check_sampled(rule, op, expected_hessian, where)
     check_loss_farther(rule, operation, case, where)

@@ -15,7 +15,8 @@ from hbpcompiler.seeded import seed_cpu
 from hbpcompiler.testing.brute_force import hessian, pull_back
 from hbpcompiler.testing.compare import close, residual_matrix
 from hbpcompiler.testing.parameters import check_parameter
-from hbpcompiler.testing.setting import Setting
+from hbpcompiler.testing.sampled import check_sampled
+from hbpcompiler.testing.setting import Setting, strided, with_zeros
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,16 @@ class Place:
     zeros: bool = False
     short: bool = False
     """Whether all lengths are 1."""
+    strided: bool = False
+    """Whether tensors are not contiguous."""
+    flat: bool = False
+    """Whether columns are 0 in part, as gradients are behind every ReLU."""
 
 
 PLACES = (Place("of one sample", samples=1), Place("of one feature", short=True),
-          Place("with zeros among the values", zeros=True), Place("at values up to 24", scale=8.0),
-          Place("at values up to 1500", samples=1, scale=500.0))
+          Place("of gradients that are 0 in part", flat=True),
+          Place("of tensors that are not contiguous", strided=True), Place("with zeros among the values", zeros=True),
+          Place("at values up to 24", scale=8.0), Place("at values up to 1500", samples=1, scale=500.0))
 OF_FURTHER_CASES = (Place("at zeros and values up to 24", scale=8.0, zeros=True),)
 """Behind a rule's first two cases: what is said of lengths and samples is the same for all attributes."""
 
@@ -52,7 +58,8 @@ def _settings(rule: Rule | LossRule, operation: str, case: Case,
             here = replace(case, shapes={name: _short(shape) for name, shape in case.shapes.items()})
         seed_cpu(0)
         try:
-            setting = Setting(rule, operation, here, scale=place.scale, samples=place.samples, zeros=place.zeros)
+            setting = Setting(rule, operation, here, scale=place.scale, samples=place.samples, zeros=place.zeros,
+                              strided=place.strided)
             other = setting.reference().dim() != usual
         except (RuntimeError, IndexError, ValueError):  # a length among its attributes, or a domain of its values
             continue
@@ -83,6 +90,7 @@ def check_farther(rule: Rule, operation: str, case: Case, where: str) -> None:
     for setting, op, place, at in _settings(rule, operation, case, where):
         _close(op.output, setting.reference(), f"{at}: forward")
         columns = torch.randn(place.samples, place.columns, *op.shape("output"), dtype=torch.float64)
+        columns = with_zeros(columns) if place.flat else strided(columns) if place.strided else columns
         for name, i in setting.inputs(setting.active()):
             found = rule.jac_t[name](op, columns, *([] if i is None else [i]))
             _close(found, pull_back(setting, name, columns, i), f"{at}: jac_t of {name}")
@@ -116,9 +124,17 @@ def check_loss_farther(rule: LossRule, operation: str, case: Case, where: str) -
             continue
         scale = place.samples if rule.reduction(op) == "mean" else 1
         _close(op.output, setting.reference(), f"{at}: forward")
-        value = setting.arguments[rule.input].clone().requires_grad_()
+        value = setting.arguments[rule.input].clone(memory_format=torch.contiguous_format).requires_grad_()
         (expected,) = torch.autograd.grad(setting.reference({rule.input: value}), value)
         _close(rule.gradient(op), scale * expected, f"{at}: gradient")
         second = scale * hessian(setting, [rule.input], lambda output, _: output)
         found = residual_matrix(rule.residual_of(op), op, [rule.input], None, second.shape[-1], place.samples)
         _close(found, second, f"{at}: Hessian")
+        if place.scale == 1 and second.isfinite().all():
+            if rule.each is not None:
+                losses = rule.each(op)
+                assert losses.shape == (place.samples,), f"{at}: l_n has shape {list(losses.shape)}"
+                total = losses.mean() if rule.reduction(op) == "mean" else losses.sum()
+                _close(total, setting.reference(), f"{at}: l_n")
+            if place.samples == 1:
+                check_sampled(rule, op, second, at)

@@ -19,13 +19,15 @@ class Setting:
     """One case made concrete: random tensors, the reference operation, and the Op that the rule, if any, sees."""
 
     def __init__(self, rule: Rule | LossRule | None, operation: str, case: Case, dtype: torch.dtype = torch.float64,
-                 scale: float = 1.0, samples: int = SAMPLES, zeros: bool = False) -> None:
+                 scale: float = 1.0, samples: int = SAMPLES, zeros: bool = False,
+                 strided: bool = False) -> None:
         """`scale`: times what is drawn, and `zeros`: some of it exactly 0; not of what the case's makers draw, who
-        know what values the operation takes."""
+        know what values the operation takes. `strided`: tensors that are not contiguous."""
         namespace, name, overload = (*operation.split("."), "")[:3]
         packet, overload = getattr(getattr(torch.ops, namespace), name), case.overload or overload or "default"
         self.overload = getattr(packet, overload, None) or getattr(packet, packet.overloads()[0])
         self.case, self.rule, self.samples, self.zeros = case, rule, samples, zeros
+        self.strided = strided
         self.forward_mode = namespace == "aten"
         """Whether torch may know forward derivatives of it."""
         self.arguments: dict[str, Any] = {}
@@ -44,6 +46,10 @@ class Setting:
                 self.arguments[argument.name] = None
 
     def _draw(self, name: str, index: int | None, shape: Sequence[int], dtype: torch.dtype, scale: float) -> Tensor:
+        value = self._drawn(name, index, shape, dtype, scale)
+        return strided(value) if self.strided else value
+
+    def _drawn(self, name: str, index: int | None, shape: Sequence[int], dtype: torch.dtype, scale: float) -> Tensor:
         lead = (self.samples,) if self.batched(name, index) else ()
         if f"{name}.{index}" in self.case.numbering:
             return torch.arange(self.samples).view(-1, *[1] * len(shape)).expand(*lead, *shape)
@@ -51,7 +57,7 @@ class Setting:
             made = self.case.make[name]((*lead, *shape))
             return made.to(dtype) if made.is_floating_point() else made
         value = _normal((*lead, *shape)) * scale
-        return (_with_zeros(value) if self.zeros else value).to(dtype)
+        return (with_zeros(value) if self.zeros else value).to(dtype)
 
     def inputs(self, names: Sequence[str]) -> list[tuple[str, int | None]]:
         """The tensors under these names: (name, None), or (name, position) for each of a list."""
@@ -140,7 +146,13 @@ def _normal(shape: Sequence[int]) -> Tensor:
     return torch.randn(tuple(shape), dtype=torch.float64)
 
 
-def _with_zeros(value: Tensor) -> Tensor:
+def strided(value: Tensor) -> Tensor:
+    """The same numbers, not in the order of their places: as behind transpose()."""
+    wide = torch.stack([value, value], -1)[..., 0]
+    return wide if value.dim() < 2 else wide.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def with_zeros(value: Tensor) -> Tensor:
     """Half of the numbers, and the first, are 0: where functions have their kinks."""
     there = torch.rand(value.shape) < 0.5
     there.view(-1)[:1] = False

@@ -4,6 +4,7 @@ import contextvars
 import ctypes
 import enum
 import functools
+import multiprocessing
 import os
 import random
 import threading
@@ -529,6 +530,32 @@ def test_what_a_run_leaves_behind_is_put_back():
     assert walk.watched.unchanged()
 
 
+def test_numbers_and_slots_are_put_back():
+    model = Own()
+    model.table, model.objects = np.arange(6.0).reshape(2, 3).T, np.array([np.zeros(2), model.table], dtype=object)
+    model.seen = memoryview(model.raw)[:1]
+    walk = Walk(model, nn.MSELoss())
+    for held in (model.table, model.raw, model.array, model.objects[0]):
+        held[0] += 1
+    model.seen[0] = 7
+    model.of_c.value, model.slotted.T, model.slotted.late = 5.0, 6.0, 7.0
+    assert not walk.watched.unchanged()
+    walk.watched.put_back()
+    assert walk.watched.unchanged()
+    assert (model.table.tolist(), bytes(model.raw), model.array.tolist()) == ([[0, 3], [1, 4], [2, 5]], b"ab", [1.0])
+    assert (model.of_c.value, model.slotted.T, hasattr(model.slotted, "late")) == (1.0, 1.0, False)
+
+
+def test_arrays_that_have_grown_are_put_back():
+    model = nn.Linear(3, 3)
+    model.raw, model.array = bytearray(b"ab"), array("d", [1.0])
+    walk = Walk(model, nn.MSELoss())
+    model.raw.append(1)
+    model.array.append(2.0)
+    walk.watched.put_back()
+    assert walk.watched.unchanged()
+
+
 def test_windows_sets_and_counters_of_classes_are_put_back():
     class Keeps(nn.Linear):
         seen, names = 0, {"a"}
@@ -562,6 +589,16 @@ def test_what_objects_of_libraries_hold_is_not_put_back():
         assert read()
         held.event.clear()
         held.optimizer.param_groups[0]["lr"] = 1.0
+
+
+def test_what_processes_share_is_not_put_back():
+    model = nn.Linear(3, 3)
+    model.shared = multiprocessing.Value("d", 1.0)
+    walk = Walk(model, nn.MSELoss())
+    model.shared.value = 2.0
+    walk.watched.put_back()
+    assert model.shared.value == 2.0
+    assert not walk.watched.unchanged()
 
 
 def test_generators_are_found():

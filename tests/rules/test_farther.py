@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hbpcompiler.rule import ZERO, Case, Diagonal, Op, Rule, Structure
+from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, Op, Rule, Structure
 from hbpcompiler.rule.registry import builtin
 from hbpcompiler.testing import check_rule
 from hbpcompiler.testing.farther import check_farther
@@ -46,6 +46,42 @@ def test_what_a_maker_draws_stays():
     """It knows what values the operation takes."""
     drawn = Case({"self": (4,)}, make={"self": lambda shape: torch.rand(shape, dtype=torch.float64)})
     check_farther(replace(SQUARED, **WRONG["forward"]), "aten.square", drawn, "")
+
+
+def columns_and(signs):
+    """Of a square: g = 0 has a column of zeros, of any sign."""
+    def factor(op, gradient):
+        return {"self": torch.diag_embed((2 * gradient.abs()).sqrt())}, signs(gradient)
+    return Factor(lambda op: op.shape("self")[0], factor)
+
+
+def taken_to_be_contiguous(op, columns):
+    """Strides are given instead of being asked."""
+    length = op.self.shape[1]
+    return columns * slope(torch.as_strided(op.self, (len(op.self), 1, length), (length, length, 1)))
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"residual": columns_and(lambda gradient: gradient / gradient.abs())},
+     "of gradients that are 0 in part: residual"),
+    ({"jac_t": {"self": taken_to_be_contiguous}}, "of tensors that are not contiguous: jac_t of self: off by"),
+    ({"jac_t": {"self": lambda op, columns: columns.double() * slope(op.self).unsqueeze(1)}},
+     "in float32: jac_t of self: dtype torch.float64, not torch.float32"),
+    ({"residual": columns_and(lambda gradient: torch.where(gradient < 0, -1.0, 1.0).double())},
+     "in float32: residual's columns at self: dtype torch.float64"),
+    ({"jac_t": {"self": lambda op, columns: columns * ((op.self + 1e6) - (op.self - slope(op.self) + 1e6)).unsqueeze(
+        1)}}, "in float32: jac_t of self: off by"),
+])
+def test_what_is_wrong_of_other_forms(fields, words):
+    with pytest.raises(AssertionError, match=words):
+        check_rule(replace(SQUARED, **fields))
+
+
+@pytest.mark.parametrize("residual", [
+    columns_and(lambda gradient: torch.where(gradient < 0, -1, 1).to(gradient)),
+    Diagonal(lambda op, g: 2 * g.half().to(g) if g.dtype == torch.float32 else 2 * g)], ids=["signs", "coarser"])
+def test_what_is_right_of_other_forms(residual):
+    check_rule(replace(SQUARED, residual=residual))
 
 
 # -- at zero, of one sample, column or feature -----------------------------------------------------------------------

@@ -18,7 +18,7 @@ from hbpcompiler.compiler.prove.own_step import Loss
 from hbpcompiler.compiler.prove.twin import Results, twin_program
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.graph import meta
-from hbpcompiler.compiler.trace.with_state import loss_at
+from hbpcompiler.compiler.trace.with_state import loss_at, marking
 from hbpcompiler.errors import HbpError
 
 KFRA = "kfra"
@@ -54,6 +54,7 @@ def factor_lines(candidate: Candidate, batch: Batch, values: Mapping[str, Mappin
         why = "the model is random" if random else "brute force would take too long"
         return [left_out(name, "", why) for name in asked]
     model, calls = copy.deepcopy(candidate.model), Counter[str]()
+    marking(candidate.model)(model)
     loss: Callable[..., Any] = _AsItWas(candidate.loss)
     weights = candidate.weights(batch)
     if weights is not None:

@@ -27,6 +27,7 @@ from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take
 from hbpcompiler.compiler.trace.fx_graph.functional import functional
 from hbpcompiler.compiler.trace.fx_graph.gradients_off import without_their_derivatives
 from hbpcompiler.compiler.trace.fx_graph.written_views import written_elsewhere
+from hbpcompiler.compiler.trace.patches.draws import draws_in_sight
 from hbpcompiler.compiler.trace.patches.equivalents import (
     module_equivalents,
     plain_ways,
@@ -39,6 +40,7 @@ from hbpcompiler.compiler.trace.patches.many_rows import shortcuts_not_taken
 from hbpcompiler.compiler.trace.patches.shapes import right_shapes
 from hbpcompiler.compiler.trace.refusals.advice import OF_SIZES, of_trace
 from hbpcompiler.compiler.trace.refusals.from_outside import FromOutside
+from hbpcompiler.compiler.trace.refusals.generators import OwnGenerators
 from hbpcompiler.compiler.trace.refusals.listed import refuse_listed
 from hbpcompiler.compiler.trace.refusals.refusals import (
     CONTROL,
@@ -61,8 +63,8 @@ from hbpcompiler.compiler.trace.source.source import (
     source_of,
     whole_stacks,
 )
-from hbpcompiler.compiler.trace.with_state import ordinary_mode
-from hbpcompiler.errors import BatchDoesNotFitError, ModelError, UnsupportedOpError, listing
+from hbpcompiler.compiler.trace.with_state import marking, ordinary_mode
+from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 from hbpcompiler.rule.faults import is_noted
 from hbpcompiler.threads import followed
@@ -84,9 +86,10 @@ class _Whole(nn.Module):
         self.loss = LossModule(loss)
         # Functions, because torch.export copies attributes and puts them back as they were.
         self.arguments, self.returned, self.surroundings = arguments, returned, surroundings
-        self.conditions = conditions
+        self.conditions, self.mark = conditions, marking(self)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        self.mark(self)
         with self.surroundings():
             return *self._run(tensors), *self.conditions()
 
@@ -164,8 +167,7 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
     with ordinary_mode():
         few = batch.rows(samples)
     dynamic = ({0: torch.export.Dim.DYNAMIC},) * len(few)
-    returned: list[Structure] = []
-    layout = batch.layout
+    returned, layout = list[Structure](), batch.layout
 
     def traced(ways: Ways) -> Any:
         """One ExportedProgram; it puts out, last, the conditions that it meets."""
@@ -197,7 +199,7 @@ def _surroundings(answers: Answers, fixing: list[Fixing], ways: Ways) -> Iterato
     ways.begin()
     with (told_again(answers, OUTERMOST, ways), lengths_of_many(ways), symbolic_lengths(), plain_ways(),
           unchecked_distributions(), refusals(fixing), classes_given(), whole_stacks(), SameMasks(), FromOutside(),
-          followed()):
+          draws_in_sight(), OwnGenerators(), followed()):
         yield
 
 
@@ -294,6 +296,5 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
     if complaint := of_constants(text, place):
         return ModelError(f"the model cannot be traced{complaint}")
     reason = f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}"
-    kind = BatchDoesNotFitError if type(error) in (RuntimeError, ValueError, IndexError, TypeError) else ModelError
-    return kind(f"the model cannot be traced{place}, though it runs on the batch itself (torch's trace takes another "
-                f"batch size, N, and tensors without values): {reason}{of_trace(reason, batch)}")
+    return ModelError(f"the model cannot be traced{place}, though it runs on the batch itself (torch's trace takes "
+                      f"another batch size, N, and tensors without values): {reason}{of_trace(reason, batch)}")

@@ -30,6 +30,7 @@ def call_with_state(module: nn.Module, parameters: Mapping[str, Tensor], buffers
     """
     for tensor in parameters.values():
         tensor._is_param = True  # what isinstance(w, nn.Parameter) and ParameterList ask
+    marking(module)({**parameters, **buffers})
     with alone(module):
         before = [(each, dict(each._parameters), dict(each._buffers)) for each in module.modules()]
         try:
@@ -38,6 +39,25 @@ def call_with_state(module: nn.Module, parameters: Mapping[str, Tensor], buffers
             for each, own, held in before:
                 each._parameters.update(own)
                 each._buffers.update(held)
+
+
+def marking(module: nn.Module) -> Callable[[nn.Module | Mapping[str, Tensor]], None]:
+    """What gives the plain attributes that its parameters and buffers have now (p.scale = 2.0) to those of these names
+    that are in their place, as clone(), deepcopy() and torch.export leave them behind."""
+    attributes = {name: dict(vars(tensor)) for name, tensor in _tensors_of(module).items() if vars(tensor)}
+
+    def mark(others: nn.Module | Mapping[str, Tensor]) -> None:
+        instead = _tensors_of(others) if isinstance(others, nn.Module) else others
+        for name in attributes.keys() & instead.keys():
+            for attribute, value in attributes[name].items():
+                vars(instead[name]).setdefault(attribute, value)
+
+    return mark
+
+
+def _tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by each of their names."""
+    return dict((*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)))
 
 
 @contextmanager
@@ -94,6 +114,7 @@ def buffers_kept(*roots: nn.Module) -> Iterator[Callable[[], bool]]:
             for name, value in held.items():
                 if value is not None:
                     each._buffers[name] = copies.setdefault(id(value), value.detach().clone())
+                    vars(each._buffers[name]).update(vars(value))
         yield lambda: not all(_are_equal(each._buffers, held) for each, held in before)
     finally:
         for each, held in before:

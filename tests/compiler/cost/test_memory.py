@@ -240,3 +240,12 @@ def test_loops_over_axes_and_samples_are_counted_whole():
     for quantity in ("grad", "batch_l2"):
         for name, value in reference(model, nn.CrossEntropyLoss(), (X,), y, quantity).items():
             close(result[quantity][name], value, name)
+
+
+def test_a_size_at_which_a_kernel_divides_by_zero():
+    """The estimate ends there without a word, and the call says what is wrong."""
+    model = nn.Sequential(nn.BatchNorm1d(3, affine=False), nn.Linear(3, 4))
+    compiled = hbp.compile(model, nn.MSELoss(), quantities=["clipped_grad"])
+    compiled(torch.randn(4, 3), torch.randn(4, 4), max_norm=0.5)
+    with pytest.raises(hbp.ProofError, match="Expected more than 1 value per channel"):
+        compiled(torch.randn(1, 3), torch.randn(1, 4), max_norm=0.5)

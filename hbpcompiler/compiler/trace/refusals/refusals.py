@@ -66,10 +66,18 @@ TAKEN_OUT = ("it takes a value out of the trace, by x.data, torch.tensor(x), a d
              "of a parameter's data; use x.detach() or x.clone(), and leave parameters as they are")
 
 
+ASKED_BY_SIZE = ("a dict, a set or functools.lru_cache is asked by the batch's size, which a program leaves open; make "
+                 "what is kept there anew at each call (torch.ones(x.shape[0], 1), say), or keep one of the greatest "
+                 "size in a buffer and take x.shape[0] rows of it")
+
+
 def of_constants(text: str, place: str) -> str:
-    """What torch.export says, in its own words, of a tensor that is neither an input nor a buffer; "" if nothing."""
-    if "fake tensor in the exported program constant's list" in text:
-        return f"{place}: {TAKEN_OUT}"
+    """What torch.export says, in its own words, of a tensor that is neither an input nor a buffer, or of what code keeps
+    for each size; "" if nothing."""
+    for said, words in (("fake tensor in the exported program constant's list", TAKEN_OUT),
+                        ("unhashable type: non-nested SymInt", ASKED_BY_SIZE)):
+        if said in text:
+            return f"{place}: {words}"
     found = re.search(r"Constant (\S+) is mutated in the forward", text)
     if found is None:
         return ""

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.trace.refusals.generators import OWN_GENERATOR
 from hbpcompiler.errors import ModelError
 
+OWN = torch.Generator()
 SYSTEM = random.SystemRandom()
 STATE = torch.get_rng_state()
 
@@ -108,6 +110,21 @@ def test_seeds_outside_are_no_matter():
 def test_the_systems_numbers_are_refused(function):
     with pytest.raises(ModelError, match=r"test_generators\.py:.*of the operating system"):
         hbp.compile(Applied(function), nn.CrossEntropyLoss(), ["grad"], example_inputs=batch())
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: x * torch.rand(x.shape[0], 1, generator=OWN), lambda x: x * torch.empty(4).bernoulli_(generator=OWN),
+    lambda x: x[:, torch.randperm(4, generator=OWN)], lambda x: torch.bernoulli(x.sigmoid(), generator=OWN)],
+    ids=["for each sample", "in place", "an order", "of probabilities"])
+def test_other_generators_are_refused(function):
+    with pytest.raises(ModelError, match=r"test_generators\.py:") as caught:
+        hbp.compile(Applied(function), nn.CrossEntropyLoss(), ["grad"], example_inputs=batch())
+    assert OWN_GENERATOR in str(caught.value)
+
+
+def test_no_generator_at_all():
+    x, y = batch()
+    hbp.compile(Applied(lambda x: x * torch.rand(len(x), 1, generator=None)), nn.CrossEntropyLoss(), ["grad"])(x, y)
 
 
 def test_a_generator_without_a_state_that_is_not_asked():

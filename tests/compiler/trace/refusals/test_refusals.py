@@ -1,6 +1,7 @@
 """Models and losses that cannot be compiled: each error names the line of the code, what is wrong there, and what to
 write instead."""
 
+import functools
 import inspect
 import threading
 
@@ -16,11 +17,14 @@ from tests.selection import few
 
 X, Y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 0])
 
+GENERATOR, COUNTED = torch.Generator(), [torch.zeros(1)]
+
 
 class Faulty(nn.Module):
     def __init__(self, function):
         super().__init__()
         self.head, self.scale, self.function = nn.Linear(3, 2), nn.Parameter(torch.ones(2)), function
+        self.head.masks = {}
 
     def forward(self, x):
         return self.function(self, x)
@@ -149,6 +153,34 @@ def plain_number(model, x):
     return 3.0
 
 
+def own_draws_of_each(model, x):
+    return head(model, x) * torch.rand(x.shape[0], 1, generator=GENERATOR)
+
+
+def own_draws_in_place(model, x):
+    return head(model, x) * torch.empty(2).normal_(generator=GENERATOR)
+
+
+def cached(model, x):
+    length = x.shape[0]
+    if length not in model.head.masks:
+        model.head.masks[length] = torch.ones(length, 1)
+    return head(model, x) * model.head.masks[length]
+
+
+@functools.cache
+def ones(length):
+    return torch.ones(length, 1)
+
+
+def remembered(model, x):
+    return head(model, x) * ones(x.shape[0])
+
+
+def counted(model, x):
+    return head(model, x) * COUNTED[0].add_(1)
+
+
 def misspelled(model, x):
     return model.haed(x)
 
@@ -183,7 +215,12 @@ MODELS = [
     (literal, ".view(2, 2)", ["another batch size"]),
     (picked, "[x[:, 0] > 0]", ["picks samples"]),
     (shifted, "masked_scatter(", ["torch.where(mask, source, x)"]),
-    (own_draws, "torch.rand(", ["class Generator", "without generator="]),
+    (own_draws, "torch.rand(", ["a generator of your own", "without generator="]),
+    (own_draws_of_each, "torch.rand(", ["a generator of your own", "without generator="]),
+    (own_draws_in_place, ".normal_(", ["a generator of your own", "without generator="]),
+    (cached, "if length not in model.head.masks", ["by the batch's size", "anew at each call"]),
+    (remembered, "ones(x.shape[0])", ["by the batch's size", "anew at each call"]),
+    (counted, "", ["changed in place", "register_buffer"]),
     (mixed, ".softmax(0)", ["mixes samples"]),
     (inner_gradient, "torch.autograd.grad(", ["a derivative is taken inside"]),
     (inner_backward, ".backward()", ["a derivative is taken inside"]),
