@@ -72,8 +72,8 @@ ASKED_BY_SIZE = ("a dict, a set or functools.lru_cache is asked by the batch's s
 
 
 def of_constants(text: str, place: str) -> str:
-    """What torch.export says, in its own words, of a tensor that is neither an input nor a buffer, or of what code keeps
-    for each size; "" if nothing."""
+    """What torch.export says, in its own words, of a tensor that is neither an input nor a buffer, or of what code
+    keeps for each size; "" if nothing."""
     for said, words in (("fake tensor in the exported program constant's list", TAKEN_OUT),
                         ("unhashable type: non-nested SymInt", ASKED_BY_SIZE)):
         if said in text:
