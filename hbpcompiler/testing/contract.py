@@ -153,7 +153,7 @@ def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, wher
         for name, rows in zip(active, expected.split(sizes, 1), strict=True):
             own = rows.split(sizes, 2)[active.index(name)]
             stated = residual.own.get(name)
-            diagonal = own.new_zeros(own.shape[:2]) if stated is None else stated(op, gradient).flatten(1)
+            diagonal = own.new_zeros(own.shape[:2]) if stated is None else stated(op, gradient).reshape(len(own), -1)
             close(torch.diag_embed(diagonal), own, f"{where}: the residual's own block of {name}")
     for order, sign in (("convex", 1), ("concave", -1)):
         if order in rule.order:

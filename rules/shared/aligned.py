@@ -134,7 +134,7 @@ def gate_drawn(op: Op, name: str, value: Tensor, noise: Noise, curvature: Tensor
     """Random sums of `gate_columns`, one sign for both columns of an entry."""
     met, full = other_than(name), (*[1] * len(repeated(op, name)[0]), *own_shape(op, name))
     length = unbroadcast(op, name, value.square().unsqueeze(1)).sqrt()
-    length = length * square_unit(op, name, met, 2 + len(op.shape("output")), curvature is not None)
+    length = length * square_unit(op, name, met, 2 + len(op.shape(name)), curvature is not None)
     bent = None if curvature is None else curvature.reshape(-1, 1, *op.shape(name))
     length = (length if bent is None else torch.hypot(length, bent / 2)).clamp(min=1e-30)
     signs = noise(*op.shape(name))

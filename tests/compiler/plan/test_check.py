@@ -82,10 +82,11 @@ def test_a_tail_that_leaves_out_a_second_start_is_found():
     class Angle(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+            self.a, self.b, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
 
         def forward(self, x):
-            return self.head(torch.atan2(self.a(x), self.b(x)))
+            h = self.a(x)  # of which both depend, and so have columns
+            return self.head(torch.atan2(h, self.b(h)))
 
     own = matched(Angle(), torch.randn(3, 3), torch.tensor([0, 1, 1]), quantities=ASKED)
     limits = Limits(spatial_bytes=0, recycled_bytes=1, vector_bytes=0, vector_chunk_bytes=1)
