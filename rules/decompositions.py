@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from hbpcompiler.rule import Case, Tensor
 from hbpcompiler.rule.decomposition import Decomposition
 
+from .shared.loss_terms import reduced
+
 # -- products along an axis: pairs are multiplied, so that nothing is divided and zeros are no exception --------------
 
 
@@ -198,11 +200,6 @@ MAX_UNPOOL3D = Decomposition(
 )
 
 # -- losses ----------------------------------------------------------------------------------------------------------
-
-
-def reduced(each: Tensor, reduction: int) -> Tensor:
-    """By torch's number for a reduction: none, mean, sum."""
-    return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
 
 
 def soft_margin_loss(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Diagonal, LossRule, Op, Residual, Tensor
+from hbpcompiler.rule.decomposition import Decomposition
 
-from .shared.loss_terms import check_floating, check_numbers, of_samples, reduction, repeated, scaled, share
+from .shared.loss_terms import check_floating, check_numbers, of_samples, reduced, reduction, repeated, scaled, share
 
 SETTINGS = ({"reduction": 1}, {"reduction": 2})
 
@@ -69,6 +70,31 @@ HUBER = LossRule(
     positions=1,
     cases=_cases({}, {"delta": 0.4}),
 )
+
+
+def huber(output: Tensor, target: Tensor, reduction: int = 1, delta: float = 1.0) -> Tensor:
+    """Where it does not end the loss: by the square of the error, which is curved at no error, as |e|^2 is not."""
+    error = output - target
+    size = error.abs()
+    return reduced(torch.where(size < delta, error.square() / 2, delta * (size - delta / 2)), reduction)
+
+
+HUBER_IN_PIECES = Decomposition(
+    ["aten.huber_loss"], huber,
+    [Case({"self": (2, 3), "target": (2, 3)}, {"reduction": 0, "delta": delta}) for delta in (1.0, 0.4)])
+
+
+def smooth_l1(output: Tensor, target: Tensor, reduction: int = 1, beta: float = 1.0) -> Tensor:
+    error = output - target
+    size = error.abs()
+    if beta == 0:
+        return reduced(torch.where(error == 0, -error, size), reduction)
+    return reduced(torch.where(size < beta, error.square() / (2 * beta), size - beta / 2), reduction)
+
+
+SMOOTH_L1_IN_PIECES = Decomposition(
+    ["aten.smooth_l1_loss"], smooth_l1,
+    [Case({"self": (2, 3), "target": (2, 3)}, {"reduction": 0, "beta": beta}) for beta in (1.0, 0.4)])
 
 
 def smooth_l1_gradient(op: Op) -> Tensor:

@@ -107,3 +107,8 @@ def check_labels(op: Op, target: Tensor, classes: int) -> str | None:
     if reduction(op) == "mean" and ignored.all():
         return f"every target is the ignored index {op.ignore_index}, so that the mean loss is nan"
     return None
+
+
+def reduced(each: Tensor, reduction: int) -> Tensor:
+    """By torch's number for a reduction: none, mean, sum."""
+    return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()

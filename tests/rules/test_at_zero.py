@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
@@ -166,3 +167,25 @@ def test_a_norm_at_zero_that_does_not_reach_the_loss():
             return value
 
         assert float(found[number]) == pytest.approx((at(step) - 2 * at(0) + at(-step)) / step**2, rel=1e-5)
+
+
+ERRORS = {
+    "huber_loss": lambda z: F.huber_loss(z, torch.zeros_like(z), reduction="none", delta=0.7),
+    "smooth_l1_loss": lambda z: F.smooth_l1_loss(z, torch.zeros_like(z), reduction="none", beta=0.4),
+}
+
+
+@pytest.mark.parametrize("each", ERRORS.values(), ids=ERRORS)
+def test_curvature_of_no_error(each):
+    """Inside the model, and in a loss that weighs the errors of each element."""
+    torch.manual_seed(0)
+    X, y = torch.randn(4, 3, dtype=torch.float64), torch.rand(4, 3, dtype=torch.float64)
+    X[1], X[2, 0] = 0, 0
+    model, weighing = Scaled(each), Scaled(lambda z: z)
+    agree(hbp.compile(model, nn.MSELoss(), ["diag_h"])(X, y), model, nn.MSELoss(), [X], y, ["diag_h"])
+
+    def weighed(output, weights):
+        return (weights * each(output)).sum(1).mean()
+
+    result = hbp.compile(weighing, weighed, ["diag_h", "diag_ggn"])(X, y)
+    agree(result, weighing, weighed, [X], y, ["diag_h", "diag_ggn"])
