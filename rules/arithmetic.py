@@ -88,12 +88,10 @@ def product_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]
         return gate_columns(op, gate, gradient)
     unit = square_unit(op, "self", "other")
     mine, signs = columns_per_element(op, gradient / 2 * unit)
+    mine = unbroadcast(op, "self", torch.cat([mine, mine], 1))
     met, _ = columns_per_element(op, gradient / 2 / unit)
-    columns = {
-        "self": unbroadcast(op, "self", torch.cat([mine, mine], 1)),
-        "other": unbroadcast(op, "other", torch.cat([met, -met], 1)),
-    }
-    return columns, torch.cat([signs, -signs], 1)
+    met = unbroadcast(op, "other", torch.cat([met, -met], 1))
+    return {"self": mine, "other": met}, torch.cat([signs, -signs], 1)
 
 
 def product_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:

@@ -86,13 +86,16 @@ class TwoOperands:
 
         Of a base near 0 and its exponent p may be 1e23 times r: without units r is rounded away. Where q is the
         largest, u stays as near the operands' own sizes as p and r allow: that one of them happens to be 0 says nothing
-        about units.
+        about units. Where columns count one by one, they are the eigenvectors themselves.
         """
         assert self.curvatures is not None
         entries = (self.curvatures.aa, self.curvatures.ab, self.curvatures.bb)
         p, q, r = (gradient * self.value(op, entry) for entry in entries)
-        nearest = square_unit(op, *self.names, quotient=True).maximum((p / q).abs()).minimum((q / r).abs())
-        squared = torch.where(q.abs() > p.abs().sqrt() * r.abs().sqrt(), nearest, (p / r).abs().sqrt())
+        if op.one_by_one:
+            squared = torch.ones_like(q)
+        else:
+            nearest = square_unit(op, *self.names, quotient=True).maximum((p / q).abs()).minimum((q / r).abs())
+            squared = torch.where(q.abs() > p.abs().sqrt() * r.abs().sqrt(), nearest, (p / r).abs().sqrt())
         unit = called("unit", torch.where((squared > 0) & squared.isfinite(), squared, 1.0).sqrt())
         p, r = p / unit.square(), r * unit.square()
         mean, half = called("mean", (p + r) / 2), called("half", (p - r) / 2)

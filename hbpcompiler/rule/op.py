@@ -30,6 +30,7 @@ class Op:
         batched: frozenset[str] | None = None,
         numbering: frozenset[str] = frozenset(),
         masks: frozenset[str] = frozenset(),
+        one_by_one: bool = False,
     ) -> None:
         self._tensors = tensors if callable(tensors) else tensors.__getitem__
         self._attributes = dict(attributes)
@@ -44,6 +45,9 @@ class Op:
         self._active = active
         self._batched = batched
         self._numbering, self._masks = numbering, masks
+        self.one_by_one = one_by_one
+        """Whether a residual's columns count one by one, as absolute values do, where otherwise their sum does: then
+        they should be eigenvectors where that can be."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -112,6 +116,10 @@ class Op:
             shapes = {**shapes, name: ()}
         return self._again(lambda other: tensor if other == name else self._tensors(other), shapes, batched)
 
+    def counted_one_by_one(self) -> Op:
+        """The same operation, of whose residual the columns count one by one."""
+        return self._again(self._tensors, self._shapes, self._batched, one_by_one=True)
+
     def telling(self, note: Callable[[str, Any], None]) -> Op:
         """The same operation; `note(name, tensor or list of tensors)` learns what is read."""
 
@@ -155,10 +163,10 @@ class Op:
         return self._again(tensors, shapes, self._batched)
 
     def _again(self, tensors: Callable[[str], Any], shapes: Mapping[str, Any], batched: frozenset[str] | None,
-               attributes: Mapping[str, Any] | None = None) -> Op:
+               attributes: Mapping[str, Any] | None = None, one_by_one: bool = False) -> Op:
         return Op(tensors, self._attributes if attributes is None else attributes, shapes, index=self.index,
                   differentiated=self.differentiated, single=self.single, active=self._active, batched=batched,
-                  numbering=self._numbering, masks=self._masks)
+                  numbering=self._numbering, masks=self._masks, one_by_one=one_by_one or self.one_by_one)
 
 
 def first_tensor(operation: str) -> str | None:

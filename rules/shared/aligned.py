@@ -81,13 +81,17 @@ def square_unit(op: Op, name: str, other: str, axes: int | None = None, quotient
     Derivatives of operands go as their values do. With columns at this one times the root of this, and at the other one
     divided by it, both parts of a difference of squares are of one size after all that lies above, as in h / |h| by
     hand at large activations: otherwise what is smaller is rounded away. A parameter that multiplies may be small (a
-    gate's) and its derivative is 1: there the root of it has to do.
+    gate's) and its derivative is 1: there the root of it has to do. 1 where columns count one by one: these are
+    eigenvectors, then, where both operands have the result's shape.
     """
+    shape = [1] * (len(op.shape("output")) if axes is None else axes - 1)
+    if op.one_by_one:
+        ones: Tensor = op.output.new_ones([1, *shape])
+        return ones
     ratio = mean_size(op, other) / mean_size(op, name)
     known = torch.where((ratio > 0) & ratio.isfinite(), ratio, 1.0)
     if not quotient and not (op.has_samples(name) and op.has_samples(other)):
         known = known.sqrt()
-    shape = [1] * (len(op.shape("output")) if axes is None else axes - 1)
     return called("square_unit", known.reshape(-1, *shape))
 
 

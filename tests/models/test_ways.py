@@ -236,7 +236,7 @@ def test_losses_with_curvature_of_their_own(loss, way):
 @pytest.mark.parametrize("loss", cases(OWN_LOSSES, ["product"], "the same budgets"))
 def test_losses_with_curvature_of_their_own_within_budgets(loss):
     kept = 0
-    for budget in range(36_000, 70_000, 4_000):
+    for budget in range(48_000, 100_000, 6_000):
         with contextlib.suppress(OptionError):
             check_own(loss, memory_budget=budget)
             kept += 1

@@ -99,6 +99,8 @@ FUNCTIONS = {
     "product": lambda x: x[:, :2] * x[:, 2:],
     "quotient": lambda x: x[:, :2] / x[:, 2:],
     "square": lambda x: x * x,
+    "angle": lambda x: torch.atan2(x[:, :2], x[:, 2:]),
+    "hypotenuse": lambda x: torch.hypot(x[:, :2], x[:, 2:]),
 }
 
 

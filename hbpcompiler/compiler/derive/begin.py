@@ -115,6 +115,7 @@ def birth(backward: Backward, step: Birth, numbers: Any = None, given: Any = Non
     `numbers` [k]: of which columns; None: of all. `given`: the gradient [N, 1, *out]; None: the one that has arrived.
     """
     op, piece, residual = backward.ops[step.operation.name], step.piece, step.residual
+    op = op.counted_one_by_one() if step.one_by_one else op
     gradient = (gradient_at(backward, step) if given is None else given).squeeze(1)
     carried = {slot: step.operation.tensors[slot] for slot in step.slots}
     scheme = schemes.HESSIAN if step.operation.source.in_loss else backward.plan.curvature
@@ -126,7 +127,7 @@ def birth(backward: Backward, step: Birth, numbers: Any = None, given: Any = Non
         return
     assert isinstance(residual, Factor)
     if step.draws:
-        for slot, columns in _drawn(backward, step, residual, gradient).items():
+        for slot, columns in _drawn(backward, step, residual, op, gradient).items():
             if slot in carried:
                 backward.arrive(carried[slot], piece, columns)
         return
@@ -141,7 +142,7 @@ def birth(backward: Backward, step: Birth, numbers: Any = None, given: Any = Non
         backward.arrive(value, piece, columns_under(scheme, found[slot], signs, axes))
 
 
-def _drawn(backward: Backward, step: Birth, residual: Factor, gradient: Any) -> Mapping[str, Any]:
+def _drawn(backward: Backward, step: Birth, residual: Factor, op: Op, gradient: Any) -> Mapping[str, Any]:
     """Random sums of the residual's columns: of those that count +, then of those that count -."""
     assert residual.drawn is not None
     draws, kinds = step.draws, schemes.signs_kept(backward.plan.curvature)
@@ -151,7 +152,7 @@ def _drawn(backward: Backward, step: Birth, residual: Factor, gradient: Any) -> 
         signs = random_signs(backward, gradient, step.operation.name, (draws, *shape), born=True)
         return signs if draws == 1 else signs * share
 
-    found = residual.drawn(backward.ops[step.operation.name], gradient, noise)
+    found = residual.drawn(op, gradient, noise)
     if len(kinds) == 1:
         found = {slot: columns[:, :draws] for slot, columns in found.items()}
     if step.piece.signed:

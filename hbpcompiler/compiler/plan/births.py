@@ -54,8 +54,10 @@ class Births(Outputs):
         self.itemsize = (self.precision.dtype or self.dtype).itemsize
         """Bytes of a number of a column."""
         self.joint = joint_blocks(matched, closings) if options.joint_bias else Joint()
-        self.parts = bool(self.joint.biases) or not schemes.is_signed(self.curvature) or any(
+        self.one_by_one = not schemes.is_signed(self.curvature) or any(
             closing.stream in (RESIDUAL, RESIDUAL_MC) and closing.kind in (POSITIVE, NEGATIVE) for closing in closings)
+        """Whether each column of a residual counts, in an absolute value or a part, rather than their sum."""
+        self.parts = bool(self.joint.biases) or self.one_by_one
         """Whether columns of a residual are wanted that add up to zero: positive and negative ones apart, as absolute
         values, or for blocks of two parameters."""
         self.gradient = self._piece("g", GRADIENT, COLUMNS, 1, False)
@@ -168,7 +170,7 @@ class Births(Outputs):
                     draws = self.mc_samples
                     count = len(kinds) * draws
                 piece = self._piece(PREFIX[stream], stream, COLUMNS, count, signed, only)
-            self.steps.append(Birth(operation, piece, gradient, slots, residual, draws))
+            self.steps.append(Birth(operation, piece, gradient, slots, residual, draws, self.one_by_one))
             values = list({operation.tensors[slot].name: operation.tensors[slot] for slot in slots}.values())
             if stream == RESIDUAL_MC and not draws and self._is_sampled_at_once(piece, values):
                 piece = self._sampled(values, piece)

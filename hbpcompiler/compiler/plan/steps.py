@@ -47,6 +47,8 @@ class Birth:
     residual: Residual = field(compare=False)
     draws: int = 0
     """Where the piece is random sums of the columns: how many of each sign; 0: it is all columns, or a diagonal."""
+    one_by_one: bool = False
+    """Whether its columns count one by one, as absolute values do, rather than by their sum."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.reference import reference
+
+LONG = 30
 
 
 class Scan(nn.Module):
@@ -24,14 +27,27 @@ def batch(length):
     return 1 + 2 * torch.rand(2, length, dtype=torch.float64), torch.randn(2, length, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("quantities", [["diag_h"], ["trace_h"], ["batch_diag_h", "grad"], ["diag_h_split"]])
+def test_parts_of_what_has_cancelled_are_no_result():
+    with pytest.raises(hbp.ProofError, match=r"(?s)diag_h.*off by .*Two values are multiplied"):
+        hbp.compile(Scan(), nn.MSELoss(), quantities=["diag_h_split"])(*batch(8))
+
+
+def test_values_of_different_sizes_do_not_cancel():
+    X, y = batch(8)
+    model, loss = Scan(), nn.MSELoss()
+    found = hbp.compile(model, loss, quantities=["diag_h"])(X, y).diag_h
+    torch.testing.assert_close(found["rate"], reference(model, loss, (X,), y, "diag_h")["rate"], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("quantities", [["diag_h"], ["trace_h"], ["batch_diag_h", "grad"]])
 def test_what_has_cancelled_is_no_result(quantities):
+    """Over so many steps the sizes differ within a sample, which one unit cannot fit."""
     compiled = hbp.compile(Scan(), nn.MSELoss(), quantities=quantities)
     with pytest.raises(hbp.ProofError, match=r"(?s)(diag|trace)_h.*off by .*Two values are multiplied"):
-        compiled(*batch(8))
-    torch.testing.assert_close(hbp.compile(Scan(), nn.MSELoss(), quantities=["grad"])(*batch(8)).grad["rate"],
-                               torch.autograd.grad(nn.MSELoss()((model := Scan())(batch(8)[0]), batch(8)[1]),
-                                                   model.rate)[0])
+        compiled(*batch(LONG))
+    found, model = hbp.compile(Scan(), nn.MSELoss(), quantities=["grad"])(*batch(LONG)).grad["rate"], Scan()
+    loss = nn.MSELoss()(model(batch(LONG)[0]), batch(LONG)[1])
+    torch.testing.assert_close(found, torch.autograd.grad(loss, model.rate)[0])
 
 
 def test_where_little_cancels_the_numbers_are_given():

@@ -220,7 +220,7 @@ MODELS = [
     (own_draws_in_place, ".normal_(", ["a generator of your own", "without generator="]),
     (cached, "if length not in model.head.masks", ["by the batch's size", "anew at each call"]),
     (remembered, "ones(x.shape[0])", ["by the batch's size", "anew at each call"]),
-    (counted, "", ["changed in place", "register_buffer"]),
+    (counted, "", ["writes in place", "register_buffer"]),
     (mixed, ".softmax(0)", ["mixes samples"]),
     (inner_gradient, "torch.autograd.grad(", ["a derivative is taken inside"]),
     (inner_backward, ".backward()", ["a derivative is taken inside"]),
