@@ -26,8 +26,6 @@ from hbpcompiler.compiler.match.losses.endings import check_weighable
 from hbpcompiler.compiler.match.losses.targets import check_targets
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.errors import InputError
-from hbpcompiler.guards import TRACING
 from hbpcompiler.into import Adds, Read, added_to, with_tensors
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.long_calls import announce
@@ -117,15 +115,6 @@ class Calls(Programs, ABC):
             return sum(cost.seconds(batch.samples).values())
 
         announce(built, batch, type(self.model).__name__, other)
-
-    def _checked(self, batch: Sequence[Any]) -> Batch:
-        """The batch, checked. A trace in another thread puts tensors of its own, which may lie elsewhere, in the
-        parameters' places meanwhile: what does not fit is asked again when it is over."""
-        try:
-            return check_batch(self.model, batch)
-        except InputError:
-            with TRACING:
-                return check_batch(self.model, batch)
 
     def _beside(self, given: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
         """A call's arguments, checked."""

@@ -65,7 +65,7 @@ class Compiled(Calls):
     def names_in(self, argument: str, *batch: Any) -> tuple[str, ...]:
         """The names in a dict of tensors that calls with batches like this one take: in "directions", those of the
         parameters that influence the loss."""
-        return tuple(self._program(self._checked(batch))[1].asks[argument])
+        return tuple(self._program(check_batch(self.model, batch))[1].asks[argument])
 
     def also(self, *quantities: str) -> Compiled:
         """The same model, loss and options for these quantities of all parameters too; kept, as its programs are."""
@@ -106,7 +106,7 @@ class Compiled(Calls):
 
         Raises InputError for a batch, or an argument, that does not fit, before anything is computed or changed.
         """
-        given = self._checked(batch)
+        given = check_batch(self.model, batch)
         return self._called(given, self._beside(arguments, given), generator, into=kept(into, decay, weight))
 
     def block_product(self, result: Result, name: str, vectors: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Compiled(Calls):
         Nothing changes, no random generator either. A difference is in the table (see `agrees`) and raises nothing;
         raised is what a call raises for a batch that does not fit, and ProofError where the model's own step fails.
         """
-        given = self._checked(batch)
+        given = check_batch(self.model, batch)
         asked = self._beside(arguments, given)
         state, built = self._program(given)
         beside = of_reached(asked, built.matched.unused)

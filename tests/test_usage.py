@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
-from hbpcompiler import cache, calls
+from hbpcompiler import cache
+from hbpcompiler.compiler.trace import checks
 from tests.agreement import close
 from tests.selection import slow
 
@@ -98,7 +99,7 @@ def test_several_threads_compile_and_call():
 
 def test_a_batch_is_checked_again_where_another_thread_traces(monkeypatch):
     """Its trace has the parameters elsewhere for a moment."""
-    own, seen = calls.check_batch, []
+    own, seen = checks._checked, []
 
     def on_meta_at_first(model, batch):
         seen.append(batch)
@@ -106,7 +107,7 @@ def test_a_batch_is_checked_again_where_another_thread_traces(monkeypatch):
             raise hbp.InputError("X is on device cpu, the model's parameters on meta")
         return own(model, batch)
 
-    monkeypatch.setattr(calls, "check_batch", on_meta_at_first)
+    monkeypatch.setattr(checks, "_checked", on_meta_at_first)
     model, X, y = nn.Linear(3, 2), torch.randn(4, 3), torch.tensor([0, 1, 1, 0])
     result = hbp.compile(model, quantities=["grad"])(X, y)
     nn.functional.cross_entropy(model(X), y).backward()

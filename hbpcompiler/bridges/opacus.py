@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hbpcompiler.clipping import PER_PARAMETER
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.trace.batch import batch_of
+from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import InputError, InputTypeError, listing
 from hbpcompiler.result import Result
 
@@ -92,7 +93,7 @@ def clip(compiled: Compiled, *batch: Any, max_norm: Any, **arguments: Any) -> Cl
         sums, told = result.clipped_grad, Clipped(result.loss, result.norms)
     else:
         kept, decay = arguments.pop("into", None), arguments.pop("decay", 1.0)
-        compiled._beside({"max_norm": max_norm, **arguments}, compiled._checked(batch))
+        compiled._beside({"max_norm": max_norm, **arguments}, check_batch(compiled.model, batch))
         sums, told = _decayed(kept, decay), _of_none(compiled, asked)
     for name, parameter in _trainable(compiled.model):
         found = sums.get(name)

@@ -47,9 +47,20 @@ def check_batch(model: nn.Module, arguments: Sequence[Any]) -> Batch:
 
     Raises InputTypeError for what is no dense tensor or has a dtype other than the parameters', InputError for another
     device, different lengths, or within a transform of torch.func; ModelError within another model's trace.
+
+    A trace in another thread puts tensors of its own, which may lie elsewhere, in the parameters' places meanwhile:
+    what does not fit is asked again when it is over.
     """
+    try:
+        return _checked(model, arguments)
+    except InputError:
+        with TRACING:
+            return _checked(model, arguments)
+
+
+def _checked(model: nn.Module, arguments: Sequence[Any]) -> Batch:
     if is_followed():
-        raise ModelError(f"the model cannot be traced: {line_of(sys._getframe(1))}: a compiled model is called within "
+        raise ModelError(f"the model cannot be traced: {line_of(sys._getframe(2))}: a compiled model is called within "
                          "another model's forward, hook or loss, and a program does not call another. Compute what it "
                          "gives outside, and hand it over with the target, as in y = (labels, teacher(x).output)")
     if torch._C._are_functorch_transforms_active():
