@@ -5,6 +5,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match.samples.meetings import meetings_of
+from hbpcompiler.compiler.trace.batch import batch_of
 
 
 class Applied(nn.Module):
@@ -20,7 +21,7 @@ class Applied(nn.Module):
 def test_they_are_named_once_with_their_line():
     def found(function):
         compiled = hbp.compile(Applied(function), nn.CrossEntropyLoss(), ["grad"])
-        _, built = compiled._program(compiled._checked((torch.randn(5, 4), torch.arange(5) % 2)))
+        _, built = compiled._program(batch_of([torch.randn(5, 4), torch.arange(5) % 2]))
         return [place.split()[0] for place in meetings_of(built.matched.graph, built.matched.active)]
 
     assert found(lambda x: x - x.mean(0)) == ["aten.mean"]
