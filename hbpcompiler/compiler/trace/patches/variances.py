@@ -6,6 +6,7 @@ What is clamped has a derivative of 1 there, as torch has it, and not the clamp'
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -17,6 +18,17 @@ from torch import Tensor
 
 _OWN: Any = F.gaussian_nll_loss
 _AS_IT_IS: Callable[..., Tensor] = FunctionType(_OWN.__code__, _OWN.__globals__, argdefs=_OWN.__defaults__)
+
+
+NEVER = -1.0
+"""A limit that no variance is below."""
+
+
+class _Runs(threading.local):
+    within = False
+
+
+_RUNS = _Runs()
 
 
 @contextmanager
@@ -38,7 +50,13 @@ def _seen(input: Tensor, target: Tensor, var: Any, full: bool = False, eps: floa
 
 
 def of_seen_variances(input: Tensor, target: Tensor, var: Any, full: bool, eps: float, reduction: str) -> Tensor:
-    """Once: within a mode, which calls again without itself, torch's function hands itself on."""
-    if isinstance(var, Tensor) and not torch._C._len_torch_function_stack():
-        var = torch.where(var < eps, var - var.detach() + eps, var)
-    return _AS_IT_IS(input, target, var, full, eps, reduction)
+    """Once, at the outermost call: modes, which see what is detached there, call torch's function without them again.
+    Its own clamp has nothing left to do, whatever its slope is at the limit."""
+    if _RUNS.within or not isinstance(var, Tensor):
+        return _AS_IT_IS(input, target, var, full, eps, reduction)
+    seen = torch.where(var < eps, var - var.detach() + eps, var)
+    _RUNS.within = True
+    try:
+        return _AS_IT_IS(input, target, seen, full, NEVER, reduction)
+    finally:
+        _RUNS.within = False
