@@ -90,7 +90,7 @@ class Kronecker(Block):
                 f"a damping above {self.needed(split):.3g} would do")
 
     def product(self, vectors: Tensor, times: Times = torch.matmul) -> Tensor:
-        return times(self.B @ vectors, self.A)
+        return times(times(self.B, vectors), self.A)
 
     def turned(self, vectors: Tensor) -> Tensor:
         return self.outputs.eigen.vectors.mT @ vectors.double() @ self.inputs.eigen.vectors
@@ -224,9 +224,9 @@ class EigenKronecker(Block):
         return EigenKronecker(self.place, self.quantity, inputs, outputs, values, eps)
 
     def _turned(self, vectors: Tensor, times: Times = torch.matmul) -> Tensor:
-        seen = self.B.to(vectors.dtype).mT @ vectors
+        seen = times(self.B.to(vectors.dtype).mT, vectors)
         return seen if self.A is None else times(seen, self.A.to(vectors.dtype))
 
     def _turned_back(self, vectors: Tensor, times: Times = torch.matmul) -> Tensor:
-        seen = self.B.to(vectors.dtype) @ vectors
+        seen = times(self.B.to(vectors.dtype), vectors)
         return seen if self.A is None else times(seen, self.A.to(vectors.dtype).mT)

@@ -12,18 +12,26 @@ from hbpcompiler.compiler.program.products import onednn_linear
 from hbpcompiler.limits import DEFAULT_LIMITS
 
 
-def times(vectors: Tensor, matrix: Tensor) -> Tensor:
-    """vectors @ matrix, [..., n, i] times [i, j]; or [groups, i, j], for each group its own.
+def times(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right: vectors [..., n, i] times a matrix [i, j], or a matrix [o, n] times vectors [..., n, i]; or, with
+    [groups, i, j] for either, for each group its own.
 
     Large ones in float32 by oneDNN, as programs multiply theirs. It has no derivative: without autograd only.
     """
-    rows = math.prod(vectors.shape[:-1])
-    is_large = (min(rows, *matrix.shape) >= DEFAULT_LIMITS.onednn_rows
-                and rows * matrix.numel() >= DEFAULT_LIMITS.onednn_multiply_adds)
-    is_plain = matrix.dim() == 2 and vectors.dtype == matrix.dtype and not vectors.requires_grad
-    if is_large and is_plain and has_onednn(matrix.device, matrix.dtype) and not _blas_is_as_fast():
-        return onednn_linear(vectors, matrix.mT)
-    return vectors @ matrix
+    if not _is_for_onednn(left, right):
+        return left @ right
+    product = onednn_linear(left, right.reshape(right.shape[-2:]).mT)
+    return product.reshape(*right.shape[:-2], *product.shape) if right.dim() > 2 else product
+
+
+def _is_for_onednn(left: Tensor, right: Tensor) -> bool:
+    """Whether it is a large product with one matrix, of numbers that oneDNN multiplies faster than BLAS."""
+    rows = math.prod(left.shape[:-1])
+    is_large = (min(rows, *right.shape[-2:]) >= DEFAULT_LIMITS.onednn_rows
+                and rows * right.numel() >= DEFAULT_LIMITS.onednn_multiply_adds)
+    is_plain = left.dtype == right.dtype and not (left.requires_grad or right.requires_grad)
+    has_one = right.dim() == 2 or (left.dim() == 2 and math.prod(right.shape[:-2]) == 1)
+    return is_large and is_plain and has_one and has_onednn(right.device, right.dtype) and not _blas_is_as_fast()
 
 
 def _blas_is_as_fast() -> bool:

@@ -13,6 +13,7 @@ from hbpcompiler.rule.derivatives import slope_in_all
 from hbpcompiler.rule.idioms import (
     counted_labels,
     covariance_root,
+    patch_rows,
     patches,
     rows_at,
     sampled_columns,
@@ -49,12 +50,14 @@ def test_patches_are_what_unfold_makes(stride, dilation, padding):
     padded = F.pad(x, padding) if padding else x
     wanted = F.unfold(padded, (3, 2), dilation or 1, 0, stride or 1)
     assert patches(x, [3, 2], stride, dilation, padding).equal(wanted)
+    assert patch_rows(x, [3, 2], stride, dilation, padding).equal(wanted.transpose(0, 1).flatten(1))
 
 
 def test_patches_along_one_axis():
     x = double(2, 3, 6)
     wanted = F.unfold(x.unsqueeze(3), (3, 1), (2, 1), 0, (1, 1))
     assert patches(x, [3], dilation=[2]).equal(wanted)
+    assert patch_rows(x, [3], dilation=[2]).equal(wanted.transpose(0, 1).flatten(1))
 
 
 def test_rows_at_takes_each_samples_own():

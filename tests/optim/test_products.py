@@ -11,6 +11,10 @@ SHAPES = {
     "too few rows": ((1, 1, 10, 300), (300, 300)),
     "a matrix for each group": ((1, 2, 70, 130), (2, 130, 130)),
     "several vectors": ((3, 1, 70, 130), (130, 130)),
+    "a matrix in front": ((130, 130), (1, 1, 130, 70)),
+    "a matrix in front, not square": ((140, 130), (1, 1, 130, 70)),
+    "in front of several vectors": ((130, 130), (3, 1, 130, 70)),
+    "in front of each group's": ((2, 130, 130), (1, 2, 130, 70)),
 }
 
 
@@ -28,6 +32,8 @@ def test_products_are_what_they_should_be(case, dtype, is_transposed):
 
 
 def test_what_has_a_derivative_keeps_it():
-    vectors, matrix = torch.randn(1, 1, 70, 130, requires_grad=True), torch.randn(130, 130)
+    vectors, matrix = torch.randn(1, 1, 130, 130, requires_grad=True), torch.randn(130, 130)
     (gradient,) = torch.autograd.grad(times(vectors, matrix).sum(), vectors)
     assert (gradient - matrix.sum(1)).abs().max() < 1e-4
+    (gradient,) = torch.autograd.grad(times(matrix, vectors).sum(), vectors)
+    assert (gradient - matrix.sum(0).unsqueeze(1)).abs().max() < 1e-4

@@ -32,8 +32,8 @@ SPREAD = frozenset({"expand", "expand_as", "unfold", "diagonal"})
 """Views in which one number may stand for several: never written to."""
 CASTS = frozenset({"to", "type_as", "detach", "weighted"})
 """They may return their input, but are no moves of numbers."""
-COPIES = frozenset({"pad", "patches", "index_select", "gather", "embedding", "rows_at", "repeat_interleave", "cat",
-                    "stack", "getattr"})
+COPIES = frozenset({"pad", "patches", "patch_rows", "index_select", "gather", "embedding", "rows_at",
+                    "repeat_interleave", "cat", "stack", "getattr"})
 """They move numbers, as views do, to memory of their own."""
 RESHAPES = frozenset({"reshape", "flatten", "unflatten", "view"})
 """The same numbers in the same order in another shape."""

@@ -17,6 +17,7 @@ from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
 from hbpcompiler.compiler.program.products import onednn_linear, product_over_pixels
 from hbpcompiler.reference import reference, relative_error
+from hbpcompiler.rule.idioms import patch_rows, patches
 from tests.selection import slow
 
 QUANTITIES = ["grad", "variance", "diag_ggn", "diag_h", "kflr"]
@@ -54,6 +55,23 @@ def test_a_matrix_with_itself_is_copied_once(rows, seed):
     given = torch.randn(2, rows, 3, dtype=torch.float64)
     found = fx.GraphModule(nn.Module(), graph)(given)
     torch.testing.assert_close(found, torch.einsum("nip,nzp->iz", given, given))
+
+
+@pytest.mark.parametrize("size", [(5,), (5, 4), (3, 4, 3)])
+@pytest.mark.parametrize("read_again", [False, True])
+def test_patches_are_laid_as_their_product_reads_them(size, read_again):
+    torch.manual_seed(0)
+    graph, kernel = fx.Graph(), [2] * len(size)
+    columns, x = graph.placeholder("columns"), graph.placeholder("x")
+    seen = graph.call_function(patches, (x, kernel), {"padding": [1, 0] * len(size)})
+    product = graph.call_function(torch.einsum, ("nop,nip->oi", columns, seen))
+    graph.output((product, seen) if read_again else (product,))
+    image = torch.randn(2, 3, *size, dtype=torch.float64)
+    given = torch.randn(2, 4, patches(image, kernel, padding=[1, 0] * len(size)).shape[2], dtype=torch.float64)
+    before = fx.GraphModule(nn.Module(), graph)(given, image)
+    multiply_matrices(graph)
+    torch.testing.assert_close(fx.GraphModule(nn.Module(), graph)(given, image), before)
+    assert (patch_rows in [node.target for node in graph.nodes]) == (not read_again)
 
 
 def wide():
