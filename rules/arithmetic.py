@@ -16,19 +16,16 @@ from hbpcompiler.rule.symbolic import exactly
 from .shared.aligned import (
     added,
     columns_per_element,
-    gate_columns,
-    gate_drawn,
-    is_gate,
     is_whole,
     multiplied,
     other_than,
     scaled,
-    some_columns,
-    square_unit,
     unbroadcast,
     varying,
 )
 from .shared.binary import Look, binary, operands
+from .shared.gates import gate_columns, gate_drawn, is_gate, some_columns
+from .shared.units import square_unit
 
 NUMBER = [Case({"self": (2, 3)}, {"other": number}, overload="Scalar") for number in (1, -1, 1.7)]
 
@@ -150,7 +147,7 @@ def quotient_pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
 
 def slope_and_bend(op: Op, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """a, and the curvature in each entry of y."""
-    slope = called("slope", -gradient / op.other.square())
+    slope = called("slope", -gradient / op.other / op.other)
     bend = unbroadcast(op, "other", (-2 * slope * op.output).unsqueeze(1))
     return slope, bend.reshape(-1, math.prod(op.shape("other")))
 
@@ -170,7 +167,7 @@ def quotient_factor(op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor
     if gate := gate_of(op, "other"):
         return gate_columns(op, gate, *slope_and_bend(op, gradient))
     t = torch.hypot(square_unit(op, "other", "self", quotient=True), f)
-    root, signs = columns_per_element(op, -gradient / op.other.square() / (2 * t))
+    root, signs = columns_per_element(op, -gradient / op.other / op.other / (2 * t))
     columns = {
         "self": unbroadcast(op, "self", torch.cat([root, root], 1)),
         "other": unbroadcast(op, "other", torch.cat([root * (t - f).unsqueeze(1), root * (-t - f).unsqueeze(1)], 1)),
@@ -185,7 +182,7 @@ def quotient_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
         return gate_drawn(op, gate, slope, noise, bend)
     f = op.output
     t = torch.hypot(square_unit(op, "other", "self", quotient=True), f)
-    slope = -gradient / op.other.square() / (2 * t)
+    slope = -gradient / op.other / op.other / (2 * t)
     root = slope.abs().sqrt().unsqueeze(1) * noise(*op.shape("output"))
     turned = t.copysign(slope)
     met = torch.cat([root * (turned - f).unsqueeze(1), root * (-turned - f).unsqueeze(1)], 1)
@@ -193,7 +190,7 @@ def quotient_drawn(op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
 
 
 def quotient_diagonal(op: Op, gradient: Tensor) -> Tensor:
-    curvature = 2 * gradient * op.output / op.other.square()
+    curvature = 2 * gradient / op.other * op.output / op.other
     return unbroadcast(op, "other", curvature.unsqueeze(1)).squeeze(1)
 
 

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Noise, Op, Residual, Rule, Structure, Tensor
+from hbpcompiler.rule.ranges import above_zero, lengths
 
-from .shared.aligned import square_unit
 from .shared.simplex import positionwise
+from .shared.units import finite_unit
 
 
 def positions(op: Op) -> tuple[int, ...]:
@@ -59,8 +60,9 @@ def cross_block(op: Op, gradient: Tensor) -> tuple[tuple[str, str], Tensor, Tens
     cross = torch.einsum("n...o,oij->n...ij", gradient, op.weight)
     if op.shape("input2")[-1] < op.shape("input1")[-1]:
         names, cross = ("input2", "input1"), cross.transpose(-1, -2)
-    unit = square_unit(op, *names, 1 + len(op.shape("output")) + 1)
-    size = (cross.norm(2, [-1], True) * (unit / 2)).clamp(min=1e-30).sqrt()
+    own, other = (getattr(op, name).abs().mean(-1, True).unsqueeze(-1) for name in names)
+    unit = op.output.new_ones(1) if op.one_by_one else finite_unit(other / own)
+    size = above_zero(lengths(cross) * (unit / 2)).sqrt()
     return names, size, cross / (2 * size)
 
 

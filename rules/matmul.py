@@ -25,9 +25,10 @@ from hbpcompiler.rule import (
     Tensor,
     otherwise_called,
 )
+from hbpcompiler.rule.ranges import above_zero, lengths
 
-from .shared.aligned import square_unit
 from .shared.matrix_products import cross_columns, some_cross_columns
+from .shared.units import finite_unit
 
 
 def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:
@@ -146,7 +147,7 @@ class Product:
 
     def factor(self, op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         g = self.turned(op, gradient)
-        own, met = cross_columns(g, op.shape("self")[-1], self.unit(op, 4))
+        own, met = cross_columns(g, op.shape("self")[-1], self.unit(op))
         half = self.half(op)
         name, own, other, met = self.arranged(op, own, met, (-1, half))
         plus = otherwise_called("plus", torch.ones_like(g.flatten(1)[:, :1]).expand(-1, half))
@@ -157,7 +158,7 @@ class Product:
         *batch, rows, columns = self.matrix(op, "output")
         g = self.turned(op, gradient)
         number, inner = numbers % self.half(op), op.shape("self")[-1]
-        own, met = some_cross_columns(g, math.prod(batch), min(rows, columns), inner, number, self.unit(op, 3))
+        own, met = some_cross_columns(g, math.prod(batch), min(rows, columns), inner, number, self.unit(op))
         name, own, other, met = self.arranged(op, own, met, (own.shape[0], -1))
         sign = (1 - 2 * (numbers // self.half(op))).type_as(g)
         signs = torch.ones_like(g.flatten(1)[:, :1]) * sign
@@ -170,7 +171,7 @@ class Product:
         are gone."""
         *batch, rows, columns = self.matrix(op, "output")
         g = self.turned(op, gradient)
-        size = (g.norm(2, [-1], True) * (self.unit(op, 4) / 2)).clamp(min=1e-30).sqrt()
+        size = above_zero(lengths(g) * (self.unit(op) / 2)).sqrt()
         signs = noise(math.prod(batch), min(rows, columns), op.shape("self")[-1])
         met = signs.transpose(-1, -2) @ (g / (2 * size)).unsqueeze(1)
         name, own, other, met = self.arranged(op, signs * size.unsqueeze(1), met, (g.shape[0], -1))
@@ -186,10 +187,27 @@ class Product:
         g = gradient.reshape(-1, math.prod(batch), rows, columns)
         return g.transpose(-1, -2) if self.is_narrow(op) else g
 
-    def unit(self, op: Op, axes: int) -> Tensor:
-        """Of the operand that numbers the columns."""
-        name, other = (self.second, "self") if self.is_narrow(op) else ("self", self.second)
-        return square_unit(op, name, other, axes)
+    def unit(self, op: Op) -> Tensor:
+        """Of each row of the operand that numbers the columns, [N, b, r, 1] (see `square_unit`)."""
+        if op.one_by_one:
+            ones: Tensor = op.output.new_ones([1, 1, 1, 1])
+            return ones
+        name, other, summed = (self.second, "self", -2) if self.is_narrow(op) else ("self", self.second, -1)
+        ratio = self.matrices(op, other).abs().mean([-2, -1], True) / self.matrices(op, name).abs().mean(summed, True)
+        ratio = ratio.transpose(-1, -2) if self.is_narrow(op) else ratio
+        unit = finite_unit(ratio if op.has_samples("self") and op.has_samples(self.second) else ratio.sqrt())
+        *batch, rows, columns = self.matrix(op, "output")
+        return unit.reshape(-1, math.prod(batch), min(rows, columns), 1)
+
+    def matrices(self, op: Op, name: str) -> Tensor:
+        """The operand as [N, *batch, rows, columns], with lengths of one where it lacks axes."""
+        value: Tensor = getattr(op, name)
+        lead = 1 if op.has_samples(name) or self.stands_for_samples(op, name) else 0
+        if len(op.shape(name)) == 1:
+            value = value.unsqueeze(-2 if name == "self" else -1)
+        for _ in range(len(self.matrix(op, "output")) - len(self.matrix(op, name))):
+            value = value.unsqueeze(lead)
+        return value if lead else value.unsqueeze(0)
 
     def arranged(self, op: Op, own: Tensor, met: Tensor, lead: tuple[Any, Any]) -> tuple[str, Tensor, str, Tensor]:
         """Both halves of columns at the operands, with these lengths of the sample and the column axis."""

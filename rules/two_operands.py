@@ -18,8 +18,9 @@ from sympy import Expr, Piecewise
 from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, Noise, Op, Residual, Rule, Tensor, called
 from hbpcompiler.rule.symbolic import TORCH, evaluate, sigmoid
 
-from .shared.aligned import columns_per_element, square_unit, unbroadcast, varying
+from .shared.aligned import columns_per_element, unbroadcast, varying
 from .shared.binary import Look, binary, operands
+from .shared.units import square_unit
 
 a, b, y = (sympy.Symbol(name, real=True) for name in "aby")
 

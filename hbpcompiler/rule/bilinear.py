@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hbpcompiler.rule.idioms import spread_by_index
 from hbpcompiler.rule.op import Op
+from hbpcompiler.rule.ranges import above_zero, lengths
 from hbpcompiler.rule.residual import Factor
 from hbpcompiler.rule.rule import Rule
 from hbpcompiler.rule.structure import Structure
@@ -63,7 +64,8 @@ def cross_block(rule: Rule, op: Op, slot: str) -> Factor:
     """The residual between the parameter and the input: for each coordinate j of the input, the block's row c_j.
 
     e_j c_j^T + c_j e_j^T is half of (a e_j + c_j / a)(...)^T - (a e_j - c_j / a)(...)^T for any a; a = sqrt|c_j| keeps
-    both parts of one size.
+    both parts of one size, in units of the input's own: the parameter's derivative is 1 where the input's is as large
+    as its numbers are.
     """
     (name,) = inputs_met(rule, op)
     size = math.prod(op.shape(name))
@@ -77,10 +79,18 @@ def cross_block(rule: Rule, op: Op, slot: str) -> Factor:
         equation = f"{left.replace('k', '')},{right.replace('n', 'k')}->{result}"
         columns = contraction.columns(op, gradient.unsqueeze(1)).squeeze(1)
         rows = torch.einsum(equation, columns, operand).flatten(2)
-        length = rows.norm(2, [-1]).clamp(min=1e-30)
+        length = above_zero(lengths(rows).squeeze(-1) / _own_sizes(op, name))
         own = torch.diag_embed((length / 2).sqrt()).reshape(-1, size, *op.shape(name))
         met = (rows / (2 * length).sqrt().unsqueeze(-1)).reshape(-1, size, *op.shape(slot))
         plus = torch.ones_like(length)
         return ({name: torch.cat([own, own], 1), slot: torch.cat([met, -met], 1)}, torch.cat([plus, -plus], 1))
 
     return Factor(lambda op: 2 * size, factor, own={})
+
+
+def _own_sizes(op: Op, name: str) -> Any:
+    """Of the input's numbers, [N, entries]: the mean along their last axis, or 1 where that is 0."""
+    if op.one_by_one or not op.shape(name):
+        return 1
+    size = getattr(op, name).abs().mean(-1, True)
+    return torch.where(size > 0, size, 1.0).expand(-1, *op.shape(name)).flatten(1)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from hbpcompiler.rule import Tensor, otherwise_called
+from hbpcompiler.rule.ranges import above_zero, lengths
 
 
 def cross_columns(g: Tensor, inner: int, unit: Tensor) -> tuple[Tensor, Tensor]:
@@ -12,7 +13,7 @@ def cross_columns(g: Tensor, inner: int, unit: Tensor) -> tuple[Tensor, Tensor]:
     g [N, b, r, t] -> [N, (b r s), (b r s)] and [N, (b r s), b, s, t]. Of equal size in the operands' units (see
     `square_unit`), so that their sum cancels nothing.
     """
-    size = otherwise_called("size", (g.norm(2, [-1], True) * (unit / 2)).clamp(min=1e-30).sqrt())
+    size = otherwise_called("size", above_zero(lengths(g) * (unit / 2)).sqrt())
     own = torch.diag_embed(size.expand(-1, -1, -1, inner).flatten(1))
     met = (g / (2 * size)).unsqueeze(-1).expand(-1, -1, -1, -1, inner)  # [N, b, r, t, s]
     met = torch.diag_embed(torch.diag_embed(met).movedim(1, -1))  # [N, r, t, s, s, b, b]
@@ -23,7 +24,8 @@ def some_cross_columns(g: Tensor, batch: int, rows: int, inner: int, numbers: Te
                        ) -> tuple[Tensor, Tensor]:
     """Those with these numbers [k]: [N, k, (b r s)] and [N, k, b, s, t]."""
     met = g.flatten(1, 2)[:, numbers // inner]
-    size = (met.norm(2, [-1], True) * (unit / 2)).clamp(min=1e-30).sqrt()
+    units = unit.expand(-1, batch, rows, -1).flatten(1, 2)[:, numbers // inner]
+    size = above_zero(lengths(met) * (units / 2)).sqrt()
     own = size * F.one_hot(numbers, batch * rows * inner).type_as(g)
     place = numbers // (rows * inner) * inner + numbers % inner
     spread = F.one_hot(place, batch * inner).type_as(g).unsqueeze(-1)

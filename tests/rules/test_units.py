@@ -149,3 +149,95 @@ def test_small_trained_scales_in_float32(function, scale, tolerance):
         for name, value in expected.items():
             error = (found[name].double() - value).abs().max() / value.abs().max()
             assert error < tolerance, f"{name}: {error:.1e}"
+
+
+TOKENS = {
+    "RMSNorm": lambda h: h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6),
+    "quotient": lambda h: h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt(),
+    "whole": lambda h: h * torch.rsqrt(h.square().mean(-1, keepdim=True).expand_as(h) + 1e-6).contiguous(),
+    "matrices": lambda h: h.unsqueeze(-1) @ torch.rsqrt(h.square().mean(-1) + 1e-6)[..., None, None],
+}
+
+
+@pytest.mark.parametrize("norm", TOKENS.values(), ids=TOKENS)
+@pytest.mark.parametrize("sizes", [(1e5, 1, 1), (1, 1e-4, 1e-4), (1, 1, 0)])
+def test_positions_of_a_sequence_have_units_of_their_own(norm, sizes):
+    """Some tokens of a language model are thousands of times as large as the others (Sun et al. 2024)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3, bias=False), Applied(lambda h: norm(h).reshape(h.shape).mean(1)),
+                          nn.Linear(3, 2))
+    compiled = hbp.compile(model, nn.MSELoss(), ["diag_h"])
+    compiled(torch.randn(3, 3, 2), torch.randn(3, 2))
+    X, y = torch.randn(4, 3, 2) * torch.tensor(sizes).reshape(1, 3, 1), torch.randn(4, 2)
+    found = compiled(X, y).diag_h["0.weight"].double()
+    expected = reference(model.double(), nn.MSELoss(), (X.double(),), y.double(), "diag_h")["0.weight"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-6 * float(expected.abs().max()))
+
+
+def total(h):
+    return h.abs().sum(1, keepdim=True)
+
+
+class Pair(nn.Module):
+    """A function of two layers' outputs."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+        self.function, self.last = function, nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x), self.second(x)))
+
+
+INVARIANT = {
+    "products": (lambda h, k: h * (h * k).sum(1, True) / (total(h)**2 * total(k)), 1e5),
+    "matrices": (lambda h, k: (h.unsqueeze(1) @ k.unsqueeze(2)).squeeze(2) * h / (total(h)**2 * total(k)), 1e5),
+    "cosines": (lambda h, k: h * k / (h.norm(dim=1, keepdim=True) * k.norm(dim=1, keepdim=True)), 1e6),
+    "a share": (lambda h, k: h / (total(h) + total(k)), 1e9),
+    "an inverse": (lambda h, k: h * (total(h) + total(k)).reciprocal(), 1e9),
+}
+
+
+@pytest.mark.parametrize(("function", "scale"), INVARIANT.values(), ids=INVARIANT)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("small", [False, True])
+def test_derivatives_of_any_size(function, scale, dtype, small):
+    """Of functions that are the same at any scale: lengths have squares beyond the range of numbers, in float64 too."""
+    torch.manual_seed(3)
+    model = Pair(function).to(dtype)
+    scale = scale if dtype == torch.float32 else scale**4
+    compiled = hbp.compile(model, nn.MSELoss(), ["diag_h"])
+    compiled(torch.randn(4, 3, dtype=dtype), torch.randn(4, 2, dtype=dtype))
+    X, y = torch.randn(4, 3, dtype=dtype), torch.randn(4, 2, dtype=dtype)
+    found = compiled(X / scale if small else X * scale, y).diag_h["first.weight"].double()
+    expected = reference(model.double(), nn.MSELoss(), (X.double(),), y.double(), "diag_h")["first.weight"]
+    tolerance = 2e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+class Gated(nn.Module):
+    """A recurrent step by hand, of which one layer is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.twice, self.last = nn.Linear(3, 3, bias=False), nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        share = torch.sigmoid(self.twice(h))
+        return self.last(share * h + (1 - share) * torch.tanh(self.twice(share * h)))
+
+
+def test_small_values_that_meet_a_layer_twice():
+    """A weight's own derivative is 1, and that of what it meets as small as that; wrong by 3 % with both alike."""
+    torch.manual_seed(3)
+    model = Gated()
+    compiled = hbp.compile(model, nn.MSELoss(), ["diag_h"])
+    compiled(torch.randn(4, 3), torch.randn(4, 2))
+    X, y = torch.randn(4, 3) * 1e-2, torch.randn(4, 2)
+    found = compiled(X, y).diag_h
+    expected = reference(model.double(), nn.MSELoss(), (X.double(),), y.double(), "diag_h")
+    for name in ("first.weight", "twice.weight", "twice.bias"):
+        error = (found[name].double() - expected[name]).abs().max() / expected[name].abs().max()
+        assert error < 3e-4, f"{name}: {error:.1e}"

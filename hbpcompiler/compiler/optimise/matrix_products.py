@@ -14,8 +14,8 @@ from torch import fx
 
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.grams import gram, pixel_gram
+from hbpcompiler.compiler.program.kernels import AS_ROWS
 from hbpcompiler.compiler.program.products import product_over_pixels
-from hbpcompiler.rule.idioms import patch_rows, patches
 
 
 def multiply_matrices(graph: fx.Graph, pixel_by_pixel: bool = False) -> None:
@@ -93,7 +93,7 @@ def _multiply_entries(graph: fx.Graph, node: fx.Node, operands: Sequence[fx.Node
 def _matrix(graph: fx.Graph, node: fx.Node, operand: fx.Node, letters: str, own: str, summed: str) -> fx.Node:
     """An operand as [own, summed]: a view, or a copy where the summed letters do not lie together."""
     if letters.startswith("n") and own + summed == letters[1] + "n" + letters[2:] and _made_here(operand):
-        operand.target = patch_rows
+        operand.target = AS_ROWS[operand.target]
         return operand
     if summed not in letters:
         order = tuple(letters.index(letter) for letter in own + summed)
@@ -107,7 +107,7 @@ def _matrix(graph: fx.Graph, node: fx.Node, operand: fx.Node, letters: str, own:
 
 def _made_here(operand: fx.Node) -> bool:
     """Whether these are patches that nothing else reads, so that they may be made as the product has them."""
-    return operand.target is patches and len(operand.users) == 1
+    return operand.target in AS_ROWS and len(operand.users) == 1
 
 
 def transposed(graph: fx.Graph, node: fx.Node, matrix: fx.Node) -> fx.Node:

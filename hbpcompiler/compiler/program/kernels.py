@@ -28,11 +28,12 @@ from hbpcompiler.compiler.program.grams import (
 )
 from hbpcompiler.compiler.program.products import onednn_add_product_, onednn_linear, product_over_pixels
 from hbpcompiler.compiler.program.writer import Loop
-from hbpcompiler.rule import derivatives, idioms, pooling, recurrences
+from hbpcompiler.rule import derivatives, idioms, pooling, ranges, recurrences
 from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.idioms import (
     IDIOMS,
     covariance_root,
+    patch_rows,
     patches,
     sampled_columns,
     scatter_to,
@@ -55,8 +56,8 @@ GROWING: dict[Any, Callable[..., Any]] = {gram: gram_to_, onednn_gram: onednn_gr
 OF_ONEDNN: dict[Any, Callable[..., Any]] = {gram: onednn_gram, add_gram_: onednn_add_gram_,
                                             half_gram: onednn_half_gram}
 """What oneDNN may do instead."""
-FILES = [file.__name__ for file in (idioms, pooling, recurrences, derivatives, draws, pages, pairs, weights, products,
-                                    grams, correlations, sums, histograms)]
+FILES = [file.__name__ for file in (idioms, ranges, pooling, recurrences, derivatives, draws, pages, pairs, weights,
+                                    products, grams, correlations, sums, histograms)]
 """Where the helpers are, in the order in which they stand in a generated file: those that others call come first."""
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "F.linear",
@@ -73,6 +74,8 @@ PRODUCTS: frozenset[Any] = frozenset({
 """What columns are multiplied by, as programs call it: the results are the largest tensors there are."""
 LINEAR: frozenset[Any] = frozenset({patches})
 """Helpers whose result is a linear function of their first argument, sample by sample."""
+AS_ROWS: dict[Any, Callable[..., Any]] = {patches: patch_rows}
+"""A helper that makes [N, rows, positions] -> the one that makes [rows, N * positions] of the same."""
 COLUMNS = (scatter_to, covariance_root, sampled_columns, avg_pool2d_back, avg_pool3d_back, adaptive_avg_pool2d_back,
            adaptive_avg_pool3d_back)
 """Helpers that make columns, which others may be written over."""
