@@ -6,12 +6,12 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from hbpcompiler.guards import memory
 from hbpcompiler.guards.ambient import Ambient, ambient, around_traces, autocasts, device_types
 from hbpcompiler.guards.draws import refuse_draws
 from hbpcompiler.guards.walk import Walk
+from hbpcompiler.modes import FunctionMode
 from hbpcompiler.threads import TRACING
 
 Result = TypeVar("Result")
@@ -142,7 +142,7 @@ class Guards:
         return self._read_anew(state.surroundings), result
 
 
-class _Reads(TorchFunctionMode):
+class _Reads(FunctionMode):
     """Ids of tensors whose numbers become Python values."""
 
     def __init__(self) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from hbpcompiler.modes import FunctionMode
 
 BILINEAR = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d)
 """Of an input, a weight, perhaps a bias, and numbers."""
@@ -54,7 +55,7 @@ def _bilinear(function: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: 
     return found
 
 
-class _Carrying(TorchFunctionMode):
+class _Carrying(FunctionMode):
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (),
                            kwargs: Mapping[str, Any] | None = None) -> Any:
         if function in BILINEAR:

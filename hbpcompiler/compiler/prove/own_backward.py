@@ -7,10 +7,11 @@ from typing import Any
 
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
-from torch.overrides import TorchFunctionMode
+
+from hbpcompiler.modes import FunctionMode
 
 
-class TensorHooks(TorchFunctionMode):
+class TensorHooks(FunctionMode):
     """Sees whether a hook is put on a tensor."""
 
     found = False

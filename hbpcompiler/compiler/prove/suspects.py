@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.nn.modules import module as torch_module
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.match.matched import Matched
@@ -27,6 +26,7 @@ from hbpcompiler.compiler.trace.refusals.listed import held_elsewhere
 from hbpcompiler.compiler.trace.source.custom_functions import STRAIGHT
 from hbpcompiler.compiler.trace.source.source import FRAME, LIBRARY
 from hbpcompiler.compiler.trace.with_state import ordinary_mode
+from hbpcompiler.modes import FunctionMode
 from hbpcompiler.rule.registry import Registry
 from hbpcompiler.threads import function_modes
 
@@ -161,7 +161,7 @@ def _line_of(own: type) -> str:
         return ""
 
 
-class _Watcher(TorchFunctionMode):
+class _Watcher(FunctionMode):
     """Sees hooks of tensors as they are registered, blocks that turn gradients off for what is trained, writes into it
     that its derivative does not know of, and where in the model each line of the user's runs."""
 

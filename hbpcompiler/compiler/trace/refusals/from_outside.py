@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.refusals.refusals import CannotFollowError
+from hbpcompiler.modes import FunctionMode
 
 OUTSIDE = ("a tensor is read here that was computed of something trained before this forward (in __init__, or in an "
            "earlier call), with a derivative that a program does not have, and torch only once; compute it in forward, "
            "or write .detach() behind it")
 
 
-class FromOutside(TorchFunctionMode):
+class FromOutside(FunctionMode):
     """Around the user's code while it is traced: raises CannotFollowError where such a history is taken up."""
 
     def __torch_function__(self, function: Callable[..., Any], types: Sequence[type], arguments: Any = (),

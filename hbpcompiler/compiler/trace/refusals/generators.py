@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from hbpcompiler.compiler.trace.refusals.refusals import CannotFollowError
+from hbpcompiler.modes import FunctionMode
 
 OWN_GENERATOR = ("random numbers of a generator of your own are drawn here (generator=), which a program cannot do; "
                  "draw them from torch's own, without generator=, and seed that before the call or pass generator= to "
                  "it; or outside, and pass them in or keep them in a buffer")
 
 
-class OwnGenerators(TorchFunctionMode):
+class OwnGenerators(FunctionMode):
     """Around the user's code while it is traced: raises CannotFollowError where such numbers are drawn."""
 
     def __torch_function__(self, function: Callable[..., Any], types: Sequence[type], arguments: Any = (),

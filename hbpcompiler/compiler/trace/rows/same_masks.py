@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
-from torch.overrides import TorchFunctionMode
 
 from hbpcompiler.compiler.trace.fx_graph.alike_nodes import AlikeNodes
 from hbpcompiler.compiler.trace.rows.rows import are_alike
+from hbpcompiler.modes import FunctionMode
 
 PICK = Tensor.__getitem__
 SELECTS = (Tensor.masked_select, torch.masked_select)
 """They know no length from before, unlike an index."""
 
 
-class SameMasks(TorchFunctionMode):
+class SameMasks(FunctionMode):
     """Around the user's code while it is traced."""
 
     def __init__(self) -> None:
