@@ -140,6 +140,11 @@ def _slope(expression: Expr) -> Expr:
     return _known(slope.replace(_step, lambda number, *values: STEPS[int(number)](*values)))
 
 
+def slope_in(expression: Expr, symbol: Symbol) -> Expr:
+    """The derivative in one of several symbols, likewise."""
+    return _slope(expression.subs(symbol, x)).subs(x, symbol)
+
+
 def _known(slope: Expr) -> Expr:
     for left in slope.atoms(sympy.Derivative):
         raise RuleError(f"sympy has no derivative of {left.expr}; a rule can state it: "
@@ -215,6 +220,7 @@ __all__ = [
     "normal_pdf",
     "settings",
     "sigmoid",
+    "slope_in",
     "softplus",
     "sympy",
     "x",

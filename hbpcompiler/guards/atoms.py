@@ -62,9 +62,10 @@ def plain_part(value: Any) -> Any:
     return None
 
 
-def of_library(module: str) -> bool:
-    """Whether a class or function from this Python module is Python's or torch's: code that no user changes."""
-    first = module.partition(".")[0]
+def of_library(module: str | None) -> bool:
+    """Whether a class or function from this Python module is Python's or torch's: code that no user changes. A class
+    that was made while the program ran may have none."""
+    first = (module or "").partition(".")[0]
     if first in ("torch", "numpy", "hbpcompiler", "builtins"):
         return True
     file = getattr(sys.modules.get(first), "__file__", None) or _STDLIB

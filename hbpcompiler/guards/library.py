@@ -48,18 +48,18 @@ class Elements:
 def is_whole(kind: type) -> bool:
     """Whether objects of this class are what they hold: all of their attributes count."""
     of_parts = issubclass(kind, _PARTS) or dataclasses.is_dataclass(kind)
-    return of_parts or (of_library(kind.__module__) and kind.__module__.startswith(_MODULES_OF_PARTS))
+    return of_parts or (of_library(kind.__module__) and str(kind.__module__).startswith(_MODULES_OF_PARTS))
 
 
 def is_closed(value: Any) -> bool:
     """Whether an object is what it is, whatever it holds: modules of Python's, whose functions are code, and torch's
     operations, which keep there what they have found out about themselves."""
-    return isinstance(value, types.ModuleType) or type(value).__module__.startswith(_CLOSED_MODULES)
+    return isinstance(value, types.ModuleType) or str(type(value).__module__).startswith(_CLOSED_MODULES)
 
 
 def is_between_threads(value: Any) -> bool:
     """Whether threads wait for each other by it: what it holds beside plain values is theirs."""
-    return type(value).__module__.startswith(_BETWEEN_THREADS)
+    return str(type(value).__module__).startswith(_BETWEEN_THREADS)
 
 
 def reader(value: Any) -> Callable[[], Any] | None:

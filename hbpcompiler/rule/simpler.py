@@ -36,10 +36,18 @@ def _degree(expression: Expr) -> int:
 
 
 def without_overflow(expression: Expr) -> Expr:
-    """Logarithms of 1 + exp(u), sigmoid(u), 1 - sigmoid(u) and cosh(u) in softplus: exp(u) in their derivatives is
-    infinite where these are not, and of sigmoid's the sign is known."""
+    """Logarithms of 1 + exp(u), sigmoid(u), 1 - sigmoid(u) and cosh(u) in softplus, and what is divided by 1 + exp(u)
+    in sigmoid: exp(u) in their derivatives is infinite where these are not, and of sigmoid's the sign is known."""
     return expression.replace(log1p, lambda inner: _logarithm(1 + inner, log1p(inner))).replace(
-        sympy.log, lambda inner: _logarithm(inner, sympy.log(inner)))
+        sympy.log, lambda inner: _logarithm(inner, sympy.log(inner))).replace(
+        sympy.Pow, lambda base, exponent: _divided(base, exponent))
+
+
+def _divided(base: Expr, exponent: Expr) -> Expr:
+    less = base - 1
+    if exponent.is_number and exponent.is_negative and isinstance(less, sympy.exp):
+        return sigmoid(-less.args[0]) ** -exponent
+    return base**exponent
 
 
 def _logarithm(inner: Expr, otherwise: Expr) -> Expr:

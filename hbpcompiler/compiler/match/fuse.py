@@ -7,21 +7,24 @@ elementwise rule, with one derivative and one diagonal residual.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
 import sympy
+import torch
 from torch import Tensor
 
+from hbpcompiler.compiler.match.chained import Chain, chained
+from hbpcompiler.compiler.match.digits import keeps_digits
 from hbpcompiler.compiler.match.edges import loses_edge
 from hbpcompiler.compiler.match.operation.bind import bind, static_op
 from hbpcompiler.compiler.match.signs import never_negative
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.elementwise import derivatives, elementwise, x
 from hbpcompiler.limits import DEFAULT_LIMITS
-from hbpcompiler.rule import Op, Rule, Zero, operand_symbol
+from hbpcompiler.rule import Diagonal, Rule, Zero, operand_symbol
 from hbpcompiler.rule.convexity import curvature_sign, slope_sign
 from hbpcompiler.rule.registry import AnyRule
 from hbpcompiler.rule.simpler import without_overflow
@@ -50,8 +53,9 @@ def fuse(graph: Graph, rules: Mapping[str, AnyRule],
         name = last.source.module_type.rpartition(".")[2].lower() or "elementwise"
         whole = replace(last, target=f"fused.{name}", overload="", tensors={"self": source}, attributes={}, index=0)
         inner = [operation for operation in operations if operation in region]
-        joined = elementwise("hbpcompiler.fused", expression, forward=_forward(inner, source, rules, active))
-        if _loses_edge(expression, joined, whole, active):
+        chain = Chain(inner, source, rules, active)
+        joined = _with_digits(elementwise("hbpcompiler.fused", expression, forward=chain.result), whole, chain)
+        if joined is None or _loses_edge(expression, joined, whole, active):
             continue
         if last.source.in_loss and (curvature_sign(joined, static_op(whole, active)) is None or
                                     _keeps_sign(inner, fused, active, never_negative(graph))):
@@ -166,6 +170,27 @@ def _inserted(own: Any, inner: Mapping[Any, Any], longest: int) -> Any:
     return None if whole.has(*UNREAL) or sympy.count_ops(whole) > longest else whole
 
 
+def _with_digits(joined: Rule, whole: Operation, chain: Chain) -> Rule | None:
+    """The rule, by the chain rule if what sympy has written loses digits; None if both do."""
+    assert joined.forward is not None
+    forward = joined.forward
+
+    def run(given: Tensor) -> Any:
+        return forward(bind(whole, {"self": given}.__getitem__, chain.active, False))
+
+    for rule in (joined, chained(joined, chain)):
+        def find(given: Tensor, made: Tensor, rule: Rule = rule) -> tuple[Any, Any]:
+            op = bind(whole, {"self": given, "output": made}.__getitem__, chain.active)
+            residual = rule.residual_of(op)
+            assert rule.derivative is not None
+            bend = residual.diagonal(op, torch.ones_like(made)) if isinstance(residual, Diagonal) else 0.0
+            return rule.derivative(op), bend
+
+        if keeps_digits(run, find):
+            return rule
+    return None
+
+
 def _loses_edge(expression: Any, joined: Rule, whole: Operation, active: AbstractSet[str]) -> bool:
     """Whether the joined operation differentiates where the operations that it stands for do not."""
     assert joined.forward is not None
@@ -179,22 +204,3 @@ def _loses_edge(expression: Any, joined: Rule, whole: Operation, active: Abstrac
         return derivative(bind(whole, {"self": given, "output": made}.__getitem__, active))
 
     return loses_edge(expression, run, slope)
-
-
-def _forward(inner: list[Operation], source: Value, rules: Mapping[str, AnyRule],
-             active: AbstractSet[str]) -> Callable[[Op], Any]:
-    """The operations one after the other, as the user wrote them."""
-
-    def forward(op: Op) -> Any:
-        results: dict[str, Any] = {source.name: op.self}
-        for operation in inner:
-            rule = rules[operation.name]
-            assert rule.forward is not None
-
-            def tensors(slot: str, operation: Operation = operation) -> Any:
-                return results[operation.tensors[slot].name]
-
-            results[operation.name] = rule.forward(bind(operation, tensors, active, False))
-        return results[inner[-1].name]
-
-    return forward

@@ -1,0 +1,117 @@
+"""Derivatives of joined operations where numbers are large or small: as good as torch's."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import hbpcompiler as hbp
+from hbpcompiler.compiler.match.chained import Chain, chained
+from hbpcompiler.compiler.match.digits import keeps_digits
+from hbpcompiler.compiler.trace.graph import N
+from hbpcompiler.elementwise import derivatives, elementwise, evaluate, sympy, x
+from hbpcompiler.rule import Op
+from hbpcompiler.rule.simpler import without_overflow
+from hbpcompiler.rule.symbolic import sigmoid
+from tests.hand_made import graph, operation, rules_of, value
+from tests.selection import cases
+
+FUNCTIONS = {
+    "sigmoid by hand": lambda h: 1 / (1 + torch.exp(-h)),
+    "swish by hand": lambda h: h / (1 + torch.exp(-h)),
+    "a power": lambda h: h * (1 + torch.exp(-h)) ** -1.5,
+    "Gumbel": lambda h: torch.exp(-torch.exp(-h)),
+    "tanh by exponentials": lambda h: (h.exp() - (-h).exp()) / (h.exp() + (-h).exp()),
+    "a logarithm": lambda h: -torch.log(1 / (1 + torch.exp(-h)) + 1e-9),
+    "QuickGELU": lambda h: h * torch.sigmoid(1.702 * h),
+    "a square of SiLU": lambda h: F.silu(h) ** 2,
+    "SiLU twice": lambda h: F.silu(F.silu(h)),
+    "a Gaussian tail": lambda h: torch.log(torch.erfc(-0.7 * h) + 1e-9),
+    "two of one": lambda h: torch.sinh(h) / torch.cosh(h),
+    "GELU by hand": lambda h: 0.5 * h * (1 + torch.tanh(0.7978845608 * (h + 0.044715 * h**3))),
+    "a difference": lambda h: F.softplus(h) - F.softplus(-h),
+}
+SIZES = (0.7, 3.0, 13.0, 30.0, 44.0, 60.0, 88.0, 120.0, 400.0, 800.0, 1e4, 1e6, 3e7)
+
+
+class Joined(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.bias, self.function = nn.Parameter(torch.zeros(2 * len(SIZES))), function
+
+    def forward(self, given):
+        return self.function(given + self.bias)
+
+
+def total(output, target):
+    return (output * target).sum()
+
+
+@pytest.mark.parametrize("name", cases(FUNCTIONS, ["swish by hand", "QuickGELU"], "the same lines"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_derivatives_keep_the_digits_that_torchs_keep(name, dtype):
+    model = Joined(FUNCTIONS[name]).to(dtype)
+    compiled = hbp.compile(model, total, ["grad", "diag_h"])
+    ones = torch.ones(1, 2 * len(SIZES), dtype=dtype)
+    compiled(torch.linspace(-1, 1, 2 * len(SIZES), dtype=dtype).unsqueeze(0), ones)
+    X = torch.tensor([*SIZES, *(-size for size in SIZES)], dtype=dtype).unsqueeze(0)
+    found = compiled(X, ones)
+    for came, right, own in zip((found.grad["bias"], found.diag_h["bias"]), by_torch(model.double(), X.double()),
+                                by_torch(model.to(dtype), X), strict=True):
+        known = own.isfinite() & right.isfinite()
+        allowed = 16 * (own - right).abs() + 100 * torch.finfo(dtype).eps * right.abs().clamp(min=1)
+        assert known.sum() >= len(SIZES)
+        assert ((came - right).abs() <= allowed)[known].all(), (came, right)
+
+
+def by_torch(model, X):
+    (first,) = torch.autograd.grad(model(X).sum(), model.bias, create_graph=True)
+    if not first.requires_grad:
+        return first, torch.zeros_like(first)
+    (second,) = torch.autograd.grad(first.sum(), model.bias)
+    return first.detach(), second
+
+
+def found_by(expression):
+    def find(given, made):
+        return tuple(evaluate(written, {x: given}) for written in expression)
+
+    return find
+
+
+def test_what_sympy_multiplies_out_is_told_from_what_keeps_its_digits():
+    quick = FUNCTIONS["QuickGELU"]
+    number = sympy.Rational(851, 500)
+    share = sigmoid(number * x)
+    multiplied = number * x + 1 - number * x * share
+    second = number * share * (1 - share) * (2 + number * x * (1 - 2 * share))
+    assert keeps_digits(quick, found_by((share + number * x * share * (1 - share), second)))
+    assert not keeps_digits(quick, found_by((share * multiplied, second)))
+    assert not keeps_digits(quick, found_by((share + number * x * share * (1 - share), second * (1 + 1e-5))))
+
+
+def test_what_is_divided_by_one_and_an_exponential_is_a_sigmoid():
+    assert without_overflow(x / (1 + sympy.exp(-x))) == x * sigmoid(x)
+    assert without_overflow((1 + sympy.exp(2 * x)) ** -3) == sigmoid(-2 * x) ** 3
+    assert derivatives(without_overflow(1 / (1 + sympy.exp(-x))))[0].has(sympy.exp) is False
+
+
+def test_the_chain_rule_in_two_operands_and_in_one():
+    """a / (1 + |a|), and its square: by each operation's own derivatives."""
+    A, SIZE, MORE, SOFT, OUT = (value(name, N, 2) for name in ("a", "size", "more", "soft", "out"))
+    made = [
+        operation("abs", SIZE, self=A), operation("add", MORE, {"other": 1, "alpha": 1}, overload="Scalar", self=SIZE),
+        operation("div", SOFT, overload="Tensor", self=A, other=MORE),
+        operation("pow", OUT, {"exponent": 2}, overload="Tensor_Scalar", self=SOFT),
+    ]
+    names = {"a", "size", "more", "soft", "out"}
+    chain = Chain(made, A, rules_of(graph(made)), names)
+    given = torch.tensor([[-3.0, -0.5, 0.25, 2.0]], dtype=torch.float64, requires_grad=True)
+    wanted = F.softsign(given) ** 2
+    (first,) = torch.autograd.grad(wanted.sum(), given, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), given)
+    op = Op({"self": given.detach(), "output": wanted.detach()}, {}, {"self": (4,), "output": (4,)})
+    rule = chained(elementwise("mylib.joined", (x / (1 + abs(x))) ** 2, forward=chain.result), chain)
+    torch.testing.assert_close(rule.forward(op), wanted.detach())
+    torch.testing.assert_close(rule.derivative(op), first.detach())
+    torch.testing.assert_close(rule.residual_of(op).diagonal(op, torch.ones_like(given)), second)
