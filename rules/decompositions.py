@@ -86,6 +86,29 @@ COSINE_SIMILARITY = Decomposition(
      for dim, eps in ((2, 1e-8), (1, 1e-8), (-1, 1.5))],
 )
 
+# -- of all numbers: equal ones share the derivative, as torch has it -------------------------------------------------
+
+
+def largest(x: Tensor) -> Tensor:
+    return x.amax(list(range(x.dim())))
+
+
+def smallest(x: Tensor) -> Tensor:
+    return x.amin(list(range(x.dim())))
+
+
+def median(x: Tensor) -> Tensor:
+    """The mean of those that are equal to it, in its derivative."""
+    value = x.detach().flatten().sort()[0][(x.numel() - 1) // 2]
+    equal = x.detach() == value
+    mean = torch.where(equal, x, 0.0).sum() / equal.sum()
+    return value + (mean - mean.detach())
+
+
+LARGEST = Decomposition(["aten.max.default"], largest)
+SMALLEST = Decomposition(["aten.min.default"], smallest)
+MEDIAN = Decomposition(["aten.median.default"], median)
+
 # -- other spellings -------------------------------------------------------------------------------------------------
 
 

@@ -1,155 +1,20 @@
-"""Smooth functions of two operands, element by element: atan2, hypot, powers of tensors, logaddexp, remainders.
-
-Written in sympy: slopes and curvatures in the operands a = self, b = other and in the result y.
-"""
+"""Functions of two operands, element by element: atan2, hypot, powers of tensors, logaddexp, remainders."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import sympy
 import torch
 from sympy import Expr, Piecewise
 
-from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, Noise, Op, Residual, Rule, Tensor, called
-from hbpcompiler.rule.symbolic import TORCH, evaluate, sigmoid
+from hbpcompiler.rule import Case, Rule, Tensor
+from hbpcompiler.rule.symbolic import TORCH, sigmoid
 
-from .shared.aligned import columns_per_element, unbroadcast, varying
-from .shared.binary import Look, binary, operands
-from .shared.units import square_unit
-
-a, b, y = (sympy.Symbol(name, real=True) for name in "aby")
-
-
-@dataclass(frozen=True)
-class Curvatures:
-    """Second derivatives, d2y/da2, d2y/dab and d2y/db2."""
-
-    aa: Expr
-    ab: Expr
-    bb: Expr
-
-
-def count(op: Op) -> int:
-    return 2 * math.prod(op.shape("output"))
-
-
-class Values(dict[Any, Any]):
-    """What stands for the symbols, read when an expression has them."""
-
-    def __init__(self, look: Look, names: tuple[str, str]) -> None:
-        super().__init__()
-        self.look, self.names = look, {a: names[0], b: names[1], y: "output"}
-
-    def __contains__(self, symbol: object) -> bool:
-        return symbol in self.names
-
-    def __missing__(self, symbol: Any) -> Any:
-        self[symbol] = self.look(self.names[symbol])
-        return self[symbol]
-
-
-@dataclass(frozen=True)
-class TwoOperands:
-    """What the rule of an operation on operands of these names says, from its slopes and curvatures."""
-
-    slopes: tuple[Any, Any]
-    curvatures: Curvatures | None
-    names: tuple[str, str]
-
-    def value(self, op: Op, expression: Expr) -> Any:
-        return evaluate(expression, Values(lambda name: getattr(op, name), self.names))
-
-    def pull(self, op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
-        slope = sympy.sympify(self.slopes[self.names.index(name)])
-        if slope == 0:
-            return torch.zeros_like(cotangents)
-        return cotangents if slope == 1 else cotangents * evaluate(slope, Values(look, self.names))
-
-    # -- where one operand varies ---------------------------------------------------------------------------------
-
-    def diagonal(self, name: str, op: Op, gradient: Tensor) -> Tensor:
-        """The curvature in this operand."""
-        assert self.curvatures is not None
-        curvature = gradient * self.value(op, self.curvatures.aa if name == self.names[0] else self.curvatures.bb)
-        return unbroadcast(op, name, curvature.unsqueeze(1)).squeeze(1)
-
-    # -- where both do --------------------------------------------------------------------------------------------
-
-    def bends(self, op: Op, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Each element's symmetric matrix [[p, q], [q, r]], with the operands in units u and 1 / u, which bring p
-        and r to one size: its eigenvalues, the larger one first, the angle of the first eigenvector, which is half of
-        that of (p - r, 2 q), and u.
-
-        Of a base near 0 and its exponent p may be 1e23 times r: without units r is rounded away. Where q is the
-        largest, u stays as near the operands' own sizes as p and r allow: that one of them happens to be 0 says nothing
-        about units. Where columns count one by one, they are the eigenvectors themselves.
-        """
-        assert self.curvatures is not None
-        entries = (self.curvatures.aa, self.curvatures.ab, self.curvatures.bb)
-        p, q, r = (gradient * self.value(op, entry) for entry in entries)
-        if op.one_by_one:
-            squared = torch.ones_like(q)
-        else:
-            nearest = square_unit(op, *self.names, quotient=True).maximum((p / q).abs()).minimum((q / r).abs())
-            squared = torch.where(q.abs() > p.abs().sqrt() * r.abs().sqrt(), nearest, (p / r).abs().sqrt())
-        unit = called("unit", torch.where((squared > 0) & squared.isfinite(), squared, 1.0).sqrt())
-        p, r = p / unit.square(), r * unit.square()
-        mean, half = called("mean", (p + r) / 2), called("half", (p - r) / 2)
-        spread, angle = called("spread", torch.hypot(half, q)), called("angle", torch.atan2(q, half) / 2)
-        return mean + spread, mean - spread, angle, unit
-
-    def factor(self, op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        first, second, angle, unit = self.bends(op, gradient)
-        upper, upper_signs = columns_per_element(op, first)
-        lower, lower_signs = columns_per_element(op, second)
-        cosine, sine, unit = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1), unit.unsqueeze(1)
-        one, other = self.names
-        columns = {
-            one: unbroadcast(op, one, torch.cat([upper * cosine, lower * -sine], 1) * unit),
-            other: unbroadcast(op, other, torch.cat([upper * sine, lower * cosine], 1) / unit),
-        }
-        return columns, torch.cat([upper_signs, lower_signs], 1)
-
-    def drawn(self, op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Random sums of these columns."""
-        first, second, angle, unit = self.bends(op, gradient)
-        sums = []
-        for eigenvalue in (first, second):
-            signs = noise(*op.shape("output"))
-            parts = (eigenvalue.clamp(min=0), (-eigenvalue).clamp(min=0))
-            sums.append(torch.cat([signs * part.sqrt().unsqueeze(1) for part in parts], 1))
-        cosine, sine, unit = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1), unit.unsqueeze(1)
-        one, other = self.names
-        return {one: unbroadcast(op, one, (sums[0] * cosine - sums[1] * sine) * unit),
-                other: unbroadcast(op, other, (sums[0] * sine + sums[1] * cosine) / unit)}
-
-    def residual(self, op: Op) -> Residual:
-        if self.curvatures is None:
-            return ZERO
-        own = {name: partial(self.diagonal, name) for name in varying(op, self.names)}
-        if len(own) == 2:
-            return Factor(count, self.factor, drawn=self.drawn, own=own)
-        (diagonal,) = own.values()
-        return Diagonal(diagonal)
-
-
-def two_operands(
-    operation: str | Sequence[str],
-    forward: Callable[[Op], Any],
-    slopes: tuple[Any, Any],
-    curvatures: Curvatures | None,
-    cases: Sequence[Case],
-    names: tuple[str, str] = ("self", "other"),
-) -> Rule:
-    """The rule of an operation on operands of these names; without curvatures it is piecewise linear."""
-    of = TwoOperands(slopes, curvatures, names)
-    return binary(operation, forward, of.pull, of.residual, cases, names=names)
-
+from .shared.binary import operands
+from .shared.smooth_pairs import Curvatures, a, b, two_operands, y
 
 # -- smooth ----------------------------------------------------------------------------------------------------------
 

@@ -132,14 +132,31 @@ def _soft_margin_loss(input: Tensor, target: Tensor, *given: Any, **named: Any) 
 
 def _margin_ranking_loss(x1: Tensor, x2: Tensor, target: Tensor, margin: float = 0.0, reduction: int = 1) -> Tensor:
     """In place of torch's, of which a trace takes the reduction for a word."""
-    each = torch.relu(margin - target * (x1 - x2))
+    each = (margin - target * (x1 - x2)).clamp(min=0)
     return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
 
 
 def _hinge_embedding_loss(input: Tensor, target: Tensor, margin: float = 1.0, reduction: int = 1) -> Tensor:
     """The same."""
-    each = torch.where(target != 1, torch.relu(margin - input), 0) + torch.where(target != -1, input, 0)
+    each = torch.where(target != 1, (margin - input).clamp(min=0), 0) + torch.where(target != -1, input, 0)
     return each if reduction == 0 else each.mean() if reduction == 1 else each.sum()
+
+
+_OWN_MULTI_MARGIN_LOSS: Callable[..., Tensor] = torch._C._nn.multi_margin_loss
+
+
+def _multi_margin_loss(input: Tensor, target: Tensor, p: int = 1, margin: float = 1.0, weight: Tensor | None = None,
+                       reduction: int = 1) -> Tensor:
+    """In place of torch's, which a trace takes for what has a slope exactly at the margin: its kernel has none."""
+    if input.dim() != 2 or target.dim() != 1 or p not in (1, 2):
+        return _OWN_MULTI_MARGIN_LOSS(input, target, p, margin, weight, reduction)
+    index = target.unsqueeze(1)
+    above = torch.relu(margin - input.gather(1, index) + input)
+    each = above if p == 1 else above.square()
+    each = each if weight is None else each * weight[index]
+    is_own = torch.arange(input.shape[1], device=input.device) == index
+    rows = torch.where(is_own, 0, each).sum(1) / input.shape[1]
+    return rows if reduction == 0 else rows.mean() if reduction == 1 else rows.sum()
 
 
 def _no_ctc_loss(*given: Any, **named: Any) -> Tensor:
@@ -194,6 +211,7 @@ def plain_ways() -> Iterator[None]:
                 replaced(torch, "einsum", einsum_with_layers(torch.einsum)), \
                 _losses_of_plain_targets(), replaced(torch._C._nn, "soft_margin_loss", _soft_margin_loss), \
                 replaced(torch, "margin_ranking_loss", _margin_ranking_loss), \
+                replaced(torch._C._nn, "multi_margin_loss", _multi_margin_loss), \
                 replaced(torch, "hinge_embedding_loss", _hinge_embedding_loss), \
                 replaced(torch, "ctc_loss", _no_ctc_loss), \
                 replaced(F, "embedding", _of_long_indices(F.embedding)), \
