@@ -261,6 +261,7 @@ class Printer:
             if section.title:
                 lines += ["", f"    # {section.heading}"]
             lines += [f"    {line}" if line else line for line in section.lines]
+        self.names.taken.discard(start)  # the next loop's, which is not inside this one
         return lines
 
     def _totals_of_loop(self, node: fx.Node, accumulators: Sequence[fx.Node]) -> tuple[list[str], list[str]]:

@@ -25,6 +25,7 @@ LONGEST = 40
 DEEPEST = 2
 """Suffixes that a name may have before it starts again from the tensor that has a name of its own."""
 PRODUCTS = "T"
+NEGATIVE_PART = "negative_part"
 
 LAYOUT = frozenset({"flat", "rows", "row", "col", "shaped", "turned", "spread", "cast", "windows",
                     "entries"})
@@ -66,14 +67,17 @@ class Temporaries:
             return own
         if _is_product(node):
             return f"{PRODUCTS}_{self.subject(node)}"
-        base, suffix = self._base(node), _suffix(node)
-        if not base:
-            return suffix
+        suffix = _suffix(node)
+        base = self._base(node.args[0] if suffix == NEGATIVE_PART else node)  # of -x, which that says itself
+        return self._with(base, suffix) if base else suffix
+
+    def _with(self, base: str, suffix: str) -> str:
+        """A name with one suffix more; one that it ends in already gets the next number."""
         base = self._whole(base)
         if base.endswith(f"_{suffix}"):
-            return base  # with the next number
+            return base
         known = self._of(base)
-        if known.depth >= DEEPEST or len(f"{base}_{suffix}") > LONGEST:
+        if suffix not in LAYOUT and (known.depth >= DEEPEST or len(f"{base}_{suffix}") > LONGEST):
             base = known.origin
         return fitting(f"{base}_{suffix}")
 
@@ -127,10 +131,20 @@ class Temporaries:
                 return text
             if (cut := SLICE.fullmatch(text)) is not None:
                 return cut["name"]
-            found = self.wished(read) or (f"{PRODUCTS}_{self.subject(read)}" if _is_product(read) else self._base(read))
-            if found:
+            product = f"{PRODUCTS}_{self.subject(read)}" if _is_product(read) else ""
+            if found := self.wished(read) or product or self._inside(read):
                 return found
         return ""
+
+    def _inside(self, node: fx.Node) -> str:
+        """What a node would be called that is written into a line; but for how it lies, which is said last."""
+        base, suffix = self._base(node), _suffix(node)
+        if not base or suffix in LAYOUT:
+            return base
+        found = self._with(base, suffix)
+        before = self._of(base)
+        self._given.setdefault(found, Given(before.origin, before.depth + 1, describes=True))
+        return found
 
 
 def _is_product(node: fx.Node) -> bool:
@@ -158,7 +172,7 @@ def _suffix(node: fx.Node) -> str:
     if method == "flatten" and node.args[1:2] == (0,):
         return "rows"
     if method == "clamp" and node.kwargs == {"min": 0}:
-        return "negative_part" if _is_negated(node.args[0]) else "positive_part"
+        return NEGATIVE_PART if _is_negated(node.args[0]) else "positive_part"
     if method == "getitem" and isinstance(node.args[1], str):
         return identifier(node.args[1]).strip("_")
     if method == "sub" and node.args[0] == 1:
