@@ -68,7 +68,7 @@ class Temporaries:
         if _is_product(node):
             return f"{PRODUCTS}_{self.subject(node)}"
         suffix = _suffix(node)
-        base = self._base(node.args[0] if suffix == NEGATIVE_PART else node)  # of -x, which that says itself
+        base = self._base(node.all_input_nodes[0] if suffix == NEGATIVE_PART else node)  # of -x, which that says itself
         return self._with(base, suffix) if base else suffix
 
     def _with(self, base: str, suffix: str) -> str:

@@ -56,7 +56,7 @@ def drop_idle_axes(graph: fx.Graph) -> None:
         replace_by(graph, node, between[0])
 
 
-TURNED = (-2, -1)
+TURNED = ((-2, -1), (-1, -2))
 
 
 def drop_turns_back(graph: fx.Graph) -> None:
@@ -71,15 +71,14 @@ def drop_turns_back(graph: fx.Graph) -> None:
             (axis,) = between.args[1:]
             source = between.all_input_nodes[0].all_input_nodes[0]
             lengths = meta.shape(source)
-            if lengths is not None and isinstance(axis, int) and 0 <= axis <= len(lengths) - len(TURNED):
+            if lengths is not None and isinstance(axis, int) and 0 <= axis <= len(lengths) - 2:
                 with graph.inserting_before(node):
                     replace_by(graph, node, meta.copy(graph.call_method("unsqueeze", (source, axis)), node))
 
 
 def _is_turned(node: fx.Node) -> bool:
     """Whether it is a tensor with its last two axes in the other order."""
-    axes = node.args[1:] if node.op == "call_method" and node.target == "transpose" else ()
-    return len(axes) == 2 and all(isinstance(axis, int) for axis in axes) and tuple(sorted(axes)) == TURNED
+    return node.op == "call_method" and node.target == "transpose" and node.args[1:] in TURNED
 
 
 def _is_of_last_axes(node: fx.Node) -> bool:
