@@ -56,7 +56,8 @@ def plan(matched: Matched, closings: frozenset[Closing], options: Options, resou
                  second=whole.phase)
 
     def by_pixels(planned: Plan) -> bool:
-        return pixels and is_pixel_by_pixel(matched.graph, matched.rules, planned, resources.limits.typical_batch)
+        limits = resources.limits
+        return pixels and is_pixel_by_pixel(matched.graph, matched.rules, planned, limits.typical_batch, limits)
 
     return raced(replace(first, by_pixels=by_pixels(first)), race, by_pixels)
 
