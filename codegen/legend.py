@@ -138,9 +138,11 @@ def _of_formulas(text: str) -> str:
 
 
 def _prefixes(name: str) -> list[str]:
-    """What a name begins with: of mean_squares_ggn both words; of an operation that is called mean none; of
-    squared_norm_gradient two words in one."""
+    """What a name begins with: of mean_squares_ggn both words; of an operation that is called mean, or of what is but
+    turned, none; of squared_norm_gradient two words in one."""
     first, _, rest = name.partition("_")
+    if not rest and first in SUFFIXES:
+        return []
     second = rest.partition("_")[0]
     if f"{first}_{second}" in LEGEND:
         return [f"{first}_{second}"]

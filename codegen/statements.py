@@ -49,7 +49,7 @@ class Printer:
         self.rows = rows_of_calls(graph, functions.outline)
         self.in_rows = {node for nodes in self.rows.values() for node in nodes}
         self.inlining = Inlining(graph, functions, placed)
-        self.temporaries = Temporaries(self.texts, functions.subject, functions.wished)
+        self.temporaries = Temporaries(self.texts, functions.subject, functions.wished, functions.asked)
         self.totals = Totals(functions, self.look)
         self.turns = Turns(self)
 

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from hbpcompiler.codegen.naming import identifier
+from hbpcompiler.codegen.places import PARAMETERS
 from hbpcompiler.codegen.printer import Text
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.nodes import called
@@ -37,6 +38,8 @@ BACKWARD = re.compile(r"_backward(_data)?$")
 NAME = re.compile(r"[A-Za-z_]\w*")
 SLICE = re.compile(r"(?P<name>[A-Za-z_]\w*)\[[\w:, +]+\]")
 """Of a variable, for a loop's turn."""
+ENTRY = re.compile(rf"""{PARAMETERS}\[(?:path \+ )?['"]\.?(?P<key>[\w.]+)['"]\]""")
+"""Of a large program's parameters."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,13 @@ class Temporaries:
     """Remembers which names it gave, and after which tensors."""
 
     def __init__(self, texts: Mapping[fx.Node, Text], subject: Callable[[fx.Node], str] = meta.subject,
-                 asked: Callable[[fx.Node], str] = meta.wish) -> None:
-        self.texts, self.subject, self.asked = texts, subject, asked
+                 asked: Callable[[fx.Node], str] = meta.wish, hint: Callable[[fx.Node], str] = meta.hint) -> None:
+        self.texts, self.subject, self.asked, self.hint = texts, subject, asked, hint
         self._given: dict[str, Given] = {}
 
     def wish(self, node: fx.Node) -> str:
         """What a node without a hint would like to be called."""
-        if own := self.wished(node) or _before_unflattened(node):
+        if own := self.wished(node) or self._before_unflattened(node):
             return own
         if _is_product(node):
             return f"{PRODUCTS}_{self.subject(node)}"
@@ -80,6 +83,16 @@ class Temporaries:
         if suffix not in LAYOUT and (known.depth >= DEEPEST or len(f"{base}_{suffix}") > LONGEST):
             base = known.origin
         return fitting(f"{base}_{suffix}")
+
+    def _before_unflattened(self, node: fx.Node) -> str:
+        """Where a value with a name of its own is but this one with an axis taken apart."""
+        users = list(node.users)
+        if len(users) != 1 or called(users[0]) not in ("unflatten", "reshape") or not self.hint(users[0]):
+            return ""
+        before, after = meta.shape(node), meta.shape(users[0])
+        longer = before is not None and after is not None and len(after) > len(before)
+        ending = "rows" if users[0].args[1:2] == (0,) else "flat"
+        return f"{self.hint(users[0])}_{ending}" if longer else ""
 
     def wished(self, node: fx.Node) -> str:
         """What was wished for, with what it is of: a wish that ends in _ is of the node's subject, one that begins
@@ -131,6 +144,8 @@ class Temporaries:
                 return text
             if (cut := SLICE.fullmatch(text)) is not None:
                 return cut["name"]
+            if (entry := ENTRY.fullmatch(text)) is not None:
+                return fitting(identifier(entry["key"]))
             product = f"{PRODUCTS}_{self.subject(read)}" if _is_product(read) else ""
             if found := self.wished(read) or product or self._inside(read):
                 return found
@@ -149,17 +164,6 @@ class Temporaries:
 
 def _is_product(node: fx.Node) -> bool:
     return node.target is torch.einsum and bool(meta.subject(node)) and len(node.all_input_nodes) > 1
-
-
-def _before_unflattened(node: fx.Node) -> str:
-    """Where a value with a name of its own is but this one with an axis taken apart."""
-    users = list(node.users)
-    if len(users) != 1 or called(users[0]) not in ("unflatten", "reshape") or not meta.hint(users[0]):
-        return ""
-    before, after = meta.shape(node), meta.shape(users[0])
-    longer = before is not None and after is not None and len(after) > len(before)
-    ending = "rows" if users[0].args[1:2] == (0,) else "flat"
-    return f"{meta.hint(users[0])}_{ending}" if longer else ""
 
 
 def _suffix(node: fx.Node) -> str:
