@@ -22,7 +22,7 @@ from hbpcompiler.codegen.segments import is_text, readers, times_read, under
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.lengths import Shape
 from hbpcompiler.compiler.program.meta import Block
-from hbpcompiler.compiler.program.writer import Loop
+from hbpcompiler.compiler.program.writer import INPUTS, Loop
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 Print = Callable[[Function, Names, Mapping[fx.Node, str], Mapping[fx.Node, str], Sequence[str]],
@@ -174,7 +174,7 @@ class Functions:
         hint, block = meta.hint(holder), meta.block(holder)
         if hint == BATCH_SIZE or meta.annotation(holder) == "int":  # a loop's body does not say that it is called so
             return BATCH_SIZE
-        if module is not None and block is not None and not is_moving(hint):
+        if module is not None and block is not None and block.title != INPUTS and not is_moving(hint):
             inside = under(block.title, module.title.rpartition(": ")[0])
             return f"{_by_place(inside)}{self.where.suffix(hint)}" if inside != block.title else INPUT
         if hint:

@@ -83,6 +83,8 @@ SUFFIXES: Mapping[str, str] = {
     "positive": "of columns with sign +",
     "negative": "of columns with sign -",
     "weighted": "times samples' weights or their roots",
+    "normalised": "as a norm makes it, before weight and bias",
+    "back": "columns, taken back through the operation that made their value",
     "turn": "of one turn of a loop",
     "pieces": "the input windows that one position of the later convolution sees, as samples of their own",
 }
@@ -136,9 +138,11 @@ def _of_formulas(text: str) -> str:
 
 
 def _prefixes(name: str) -> list[str]:
-    """What a name begins with: of mean_squares_ggn both words; of an operation that is called mean none; of
-    squared_norm_gradient two words in one."""
+    """What a name begins with: of mean_squares_ggn both words; of an operation that is called mean, or of what is but
+    turned, none; of squared_norm_gradient two words in one."""
     first, _, rest = name.partition("_")
+    if not rest and first in SUFFIXES:
+        return []
     second = rest.partition("_")[0]
     if f"{first}_{second}" in LEGEND:
         return [f"{first}_{second}"]

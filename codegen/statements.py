@@ -49,7 +49,7 @@ class Printer:
         self.rows = rows_of_calls(graph, functions.outline)
         self.in_rows = {node for nodes in self.rows.values() for node in nodes}
         self.inlining = Inlining(graph, functions, placed)
-        self.temporaries = Temporaries(self.texts, functions.subject, functions.wished)
+        self.temporaries = Temporaries(self.texts, functions.subject, functions.wished, functions.asked)
         self.totals = Totals(functions, self.look)
         self.turns = Turns(self)
 
@@ -261,6 +261,7 @@ class Printer:
             if section.title:
                 lines += ["", f"    # {section.heading}"]
             lines += [f"    {line}" if line else line for line in section.lines]
+        self.names.taken.discard(start)  # the next loop's, which is not inside this one
         return lines
 
     def _totals_of_loop(self, node: fx.Node, accumulators: Sequence[fx.Node]) -> tuple[list[str], list[str]]:

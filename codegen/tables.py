@@ -99,14 +99,17 @@ def result_tables(places: Places, look: Look, names: Names, results: Mapping[str
 
 
 def merged(sections: Sequence[Section]) -> list[Section]:
-    """Blocks of one line each, of one part of the network, under one heading: the lines say what they are."""
+    """Blocks of one line each, of one part of the network, under one heading: the lines say what they are.
+
+    The heading is the module around; of what a module's own forward does between its parts, that module.
+    """
     found: list[Section] = []
-    for section in sections:
-        path = section.title.rpartition(": ")[0]
+    paths = [section.title.rpartition(": ")[0] for section in sections]
+    around = {path[:place] for path in paths for place, sign in enumerate(path) if sign == "."}
+    for path, section in zip(paths, sections, strict=True):
         short = sum(not line.startswith("del ") for line in section.lines) == 1
-        title = path.rpartition(".")[0] or path if short and path else section.title
-        if short and found and path and found[-1].title == path:
-            title = path  # what a module's own forward does, between its parts
+        module = path if path in around else path.rpartition(".")[0] or path
+        title = module if short and path else section.title
         if found and found[-1].title == title:
             found[-1].lines += section.lines
         else:

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from hbpcompiler.codegen.naming import identifier
+from hbpcompiler.codegen.places import PARAMETERS
 from hbpcompiler.codegen.printer import Text
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.nodes import called
@@ -25,6 +26,7 @@ LONGEST = 40
 DEEPEST = 2
 """Suffixes that a name may have before it starts again from the tensor that has a name of its own."""
 PRODUCTS = "T"
+NEGATIVE_PART = "negative_part"
 
 LAYOUT = frozenset({"flat", "rows", "row", "col", "shaped", "turned", "spread", "cast", "windows",
                     "entries"})
@@ -36,6 +38,8 @@ BACKWARD = re.compile(r"_backward(_data)?$")
 NAME = re.compile(r"[A-Za-z_]\w*")
 SLICE = re.compile(r"(?P<name>[A-Za-z_]\w*)\[[\w:, +]+\]")
 """Of a variable, for a loop's turn."""
+ENTRY = re.compile(rf"""{PARAMETERS}\[(?:path \+ )?['"]\.?(?P<key>[\w.]+)['"]\]""")
+"""Of a large program's parameters."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +60,39 @@ class Temporaries:
     """Remembers which names it gave, and after which tensors."""
 
     def __init__(self, texts: Mapping[fx.Node, Text], subject: Callable[[fx.Node], str] = meta.subject,
-                 asked: Callable[[fx.Node], str] = meta.wish) -> None:
-        self.texts, self.subject, self.asked = texts, subject, asked
+                 asked: Callable[[fx.Node], str] = meta.wish, hint: Callable[[fx.Node], str] = meta.hint) -> None:
+        self.texts, self.subject, self.asked, self.hint = texts, subject, asked, hint
         self._given: dict[str, Given] = {}
 
     def wish(self, node: fx.Node) -> str:
         """What a node without a hint would like to be called."""
-        if own := self.wished(node) or _before_unflattened(node):
+        if own := self.wished(node) or self._before_unflattened(node):
             return own
         if _is_product(node):
             return f"{PRODUCTS}_{self.subject(node)}"
-        base, suffix = self._base(node), _suffix(node)
-        if not base:
-            return suffix
+        suffix = _suffix(node)
+        base = self._base(node.all_input_nodes[0] if suffix == NEGATIVE_PART else node)  # of -x, which that says itself
+        return self._with(base, suffix) if base else suffix
+
+    def _with(self, base: str, suffix: str) -> str:
+        """A name with one suffix more; one that it ends in already gets the next number."""
         base = self._whole(base)
         if base.endswith(f"_{suffix}"):
-            return base  # with the next number
+            return base
         known = self._of(base)
-        if known.depth >= DEEPEST or len(f"{base}_{suffix}") > LONGEST:
+        if suffix not in LAYOUT and (known.depth >= DEEPEST or len(f"{base}_{suffix}") > LONGEST):
             base = known.origin
         return fitting(f"{base}_{suffix}")
+
+    def _before_unflattened(self, node: fx.Node) -> str:
+        """Where a value with a name of its own is but this one with an axis taken apart."""
+        users = list(node.users)
+        if len(users) != 1 or called(users[0]) not in ("unflatten", "reshape") or not self.hint(users[0]):
+            return ""
+        before, after = meta.shape(node), meta.shape(users[0])
+        longer = before is not None and after is not None and len(after) > len(before)
+        ending = "rows" if users[0].args[1:2] == (0,) else "flat"
+        return f"{self.hint(users[0])}_{ending}" if longer else ""
 
     def wished(self, node: fx.Node) -> str:
         """What was wished for, with what it is of: a wish that ends in _ is of the node's subject, one that begins
@@ -127,25 +144,26 @@ class Temporaries:
                 return text
             if (cut := SLICE.fullmatch(text)) is not None:
                 return cut["name"]
-            found = self.wished(read) or (f"{PRODUCTS}_{self.subject(read)}" if _is_product(read) else self._base(read))
-            if found:
+            if (entry := ENTRY.fullmatch(text)) is not None:
+                return fitting(identifier(entry["key"]))
+            product = f"{PRODUCTS}_{self.subject(read)}" if _is_product(read) else ""
+            if found := self.wished(read) or product or self._inside(read):
                 return found
         return ""
+
+    def _inside(self, node: fx.Node) -> str:
+        """What a node would be called that is written into a line; but for how it lies, which is said last."""
+        base, suffix = self._base(node), _suffix(node)
+        if not base or suffix in LAYOUT:
+            return base
+        found = self._with(base, suffix)
+        before = self._of(base)
+        self._given.setdefault(found, Given(before.origin, before.depth + 1, describes=True))
+        return found
 
 
 def _is_product(node: fx.Node) -> bool:
     return node.target is torch.einsum and bool(meta.subject(node)) and len(node.all_input_nodes) > 1
-
-
-def _before_unflattened(node: fx.Node) -> str:
-    """Where a value with a name of its own is but this one with an axis taken apart."""
-    users = list(node.users)
-    if len(users) != 1 or called(users[0]) not in ("unflatten", "reshape") or not meta.hint(users[0]):
-        return ""
-    before, after = meta.shape(node), meta.shape(users[0])
-    longer = before is not None and after is not None and len(after) > len(before)
-    ending = "rows" if users[0].args[1:2] == (0,) else "flat"
-    return f"{meta.hint(users[0])}_{ending}" if longer else ""
 
 
 def _suffix(node: fx.Node) -> str:
@@ -158,7 +176,7 @@ def _suffix(node: fx.Node) -> str:
     if method == "flatten" and node.args[1:2] == (0,):
         return "rows"
     if method == "clamp" and node.kwargs == {"min": 0}:
-        return "negative_part" if _is_negated(node.args[0]) else "positive_part"
+        return NEGATIVE_PART if _is_negated(node.args[0]) else "positive_part"
     if method == "getitem" and isinstance(node.args[1], str):
         return identifier(node.args[1]).strip("_")
     if method == "sub" and node.args[0] == 1:

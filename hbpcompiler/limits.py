@@ -106,6 +106,23 @@ class Limits:
     rearranged_passes: float = limit(
         10, "passes", "over a parameter, from the order that oneDNN sums in to its own: 2 to 3 ns a number, on 3 x 3 "
         "kernels")
+    turned_slowdown: float = limit(
+        4, "times", "a copy that turns rows into columns moves so many times fewer bytes a second", 1)
+    rearranged_images: float = limit(
+        4, "numbers", "of images are brought to oneDNN's order in the time of one of a weight: measured on 512 "
+        "channels of 2 x 2 pixels")
+    adding_passes: float = limit(
+        7, "passes", "over what products of pixels add to A: some numbers of each line at a time, read, and A read and "
+        "written")
+    cached_adding_passes: float = limit(3, "passes", "over it where A stays in cache")
+    cached_shares: float = limit(2, "times", "cache_bytes, up to which A stays there meanwhile")
+    mirrored_passes: float = limit(
+        8, "passes", "over what is below A's diagonal: lines that are read lie across those that are written")
+    row_numbers: int = limit(
+        64, "numbers", "torch takes norms of such rows in one pass, without their squares in between; shorter ones "
+        "take longer")
+    single_channel_bytes: float = limit(
+        2, "bytes", "as many to move, for each multiply-add of a rule's own product of single channels: it is slow")
     taps_per_byte: float = limit(
         8, "places", "of a window are as much as a byte to move, for each multiply-add of torch's kernel of single "
         "channels", 1)

@@ -100,7 +100,8 @@ def to_scores(op: Op, columns: Tensor) -> Tensor:
 def one_to_scores(op: Op, gradient: Tensor) -> Tensor:
     """The same for one column [N, *out]; it stays a column."""
     at_weights = matmul.MATMUL.jac_t["self"](output_step(op), gradient.unsqueeze(1))
-    return softmax.softmax_back(weights_step(op), at_weights.squeeze(1)).unsqueeze(1)
+    at_scores = softmax.softmax_back(weights_step(op), at_weights.squeeze(1))
+    return otherwise_called("_at_scores", at_scores).unsqueeze(1)
 
 
 def scores_to_query(op: Op, columns: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Standardised:
         """xhat, [N, *groups, E]."""
         x = self.grouped(op, op.input)
         error = x - self.per_group(op, op.mean) if self.centred else x
-        return called("normalised", (error * self.per_group(op, op.rstd)).type_as(op.input))
+        return otherwise_called("_normalised", (error * self.per_group(op, op.rstd)).type_as(op.input))
 
     def centre(self, value: Tensor) -> Tensor:
         return value - value.mean(-1, True) if self.centred else value

@@ -47,6 +47,9 @@ RELAYOUTS = frozenset({aten.convolution, aten._convolution, CONVOLUTION_BACKWARD
 """Kernels that work on copies of what lies channel by channel, in a layout of their own."""
 MANY_PRODUCTS = frozenset({aten.bmm})
 """Kernels that multiply many small matrices."""
+DRAWN_APART = frozenset({aten.exponential, aten.exponential_, aten.geometric, aten.geometric_, aten.log_normal,
+                         aten.log_normal_, aten.cauchy, aten.cauchy_})
+"""Kernels that draw otherwise than the operations which a graph has for them."""
 
 # -- what a mask picks ------------------------------------------------------------------------------------------------
 

@@ -37,6 +37,11 @@ def test_ends_of_names_are_explained():
     assert SUFFIXES["col"] not in text
 
 
+def test_what_is_but_turned_is_no_kind_of_result():
+    assert "sum_{nk}" not in legend("        turned = weight.t()\n")
+    assert "sum_{nk}" in legend("        turned_ggn_weight = weight.t()\n")
+
+
 def test_letters_of_formulas_are_explained():
     text = legend("    S_fc = x", formulas=["weight: T = sum_p S[nkpo] U[npi], B = sum S S^T / P"])
     for meaning in ("S any columns", "U the operand", "P the number", "p positions", "o outputs", "i inputs"):

@@ -12,6 +12,7 @@ from hbpcompiler.codegen.paths import LONGEST, Paths
 from hbpcompiler.codegen.printer import ATOM
 from hbpcompiler.codegen.temporaries import Temporaries
 from hbpcompiler.compiler.program.writer import otherwise_named
+from tests.codegen.test_program import SETTINGS
 from tests.compiler.optimise.small import program, shaped
 
 
@@ -40,6 +41,51 @@ def test_temporaries_are_called_after_their_tensors_and_how_these_lie_is_said_la
             names.gave(node, name)
             found.append(name)
     assert found == ["S_linear", *(f"S_linear_{word}" for word in expected)]
+
+
+@pytest.mark.parametrize(("run", "expected"), [
+    (lambda x: x.square().flatten(1), "S_linear_squared_flat"),
+    (lambda x: x.flatten(1).square(), "S_linear_squared"),
+    (lambda x: x.square().t().sqrt().unsqueeze(1), "S_linear_squared_root_col"),
+    (lambda x: (x @ x).square(), "S_linear_product_squared"),
+    (lambda x: (-x).clamp(min=0), "S_linear_negative_part"),
+])
+def test_what_is_done_within_a_line_is_said_too(run, expected):
+    """All but the last node are written into its line, and have no name."""
+    graph = program(lambda writer, x: run(x), "S_linear")
+    texts, found = {}, ""
+    names = Temporaries(texts)
+    for node in graph.nodes:
+        if node.op == "placeholder":
+            texts[node] = (str(node.target), ATOM)
+        elif node.op != "output":
+            found = names.wish(node)
+            texts[node] = (f"within({found})", ATOM)
+    assert found == expected
+
+
+def test_columns_that_are_added_to_others_are_called_after_where_they_come_from():
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.inner, self.head = nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3)
+            self.wide = nn.Conv1d(1, 1, 3, padding=1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(x + self.inner(x) + self.wide(x[:, None])[:, 0])
+
+    batch = torch.randn(2, 4), torch.tensor([0, 1])
+    code = hbp.compile(Skip(), quantities=["grad", "diag_ggn"], example_inputs=batch, verify=False).code
+    assert "g_inner_back_row, sum_gradient_inner_weight, _ = torch.ops.aten.native_layer_norm_backward(" in code
+    assert "S_inner_back = standardised_back_(" in code
+    assert "stem_normalised_col = " in code
+    assert "_back columns, taken back through the operation that made their value" in " ".join(code.split())
+
+
+def test_loops_in_a_row_begin_alike():
+    loops = re.findall(r"^ +for (\w+) in range\(0, ", SETTINGS["transformer"]().partition("class Program")[2], re.M)
+    assert loops == ["first"] * 3
 
 
 def test_a_gradient_in_front_of_a_pool_is_called_after_its_value_and_signs_after_where_they_are_born():

@@ -126,3 +126,11 @@ def test_blocks_of_one_line_share_a_heading():
 def test_letters_are_no_names_of_tables_or_streams():
     assert not set(LETTERS) & {PARAMETERS, *"nkNxygSMRQGHdTAB"}
     assert len(set(LETTERS)) == len(LETTERS)
+
+
+def test_what_a_module_does_between_its_parts_stands_under_the_module():
+    titles = ["b.0.conv: conv2d", "b.0.down.0: conv2d", "b.0: add", "b.0.relu: relu", "b.1: block", "head: linear",
+              "mul"]
+    found = merged([Section(title, [f"line{number} = ..."]) for number, title in enumerate(titles)])
+    assert [(section.title, len(section.lines)) for section in found] == [
+        ("b.0", 1), ("b.0.down", 1), ("b.0", 2), ("b", 1), ("head", 1), ("mul", 1)]

@@ -1,5 +1,12 @@
 """What names say of where a value is, and what is left of them in a function."""
 
+import ast
+import re
+
+import torch
+from torch import nn
+
+import hbpcompiler as hbp
 from hbpcompiler.codegen.calls import Outline
 from hbpcompiler.codegen.naming import Names
 from hbpcompiler.codegen.reuse import Reused
@@ -65,3 +72,37 @@ def test_names_that_are_roles_already_are_given_again_in_a_module_s_function():
     reused = Reused(graph, Names(), Outline())
     first, second = (node for node in graph.nodes if node.op == "call_function")
     assert [reused.name(first, "g"), reused.name(second, "g")] == ["g", "g"]
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return x + self.last(torch.tanh(self.norm(self.first(x))))
+
+
+class Stages(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stage0, self.stage1, self.stage2 = Block(), Block(), Block()
+        self.head = nn.Linear(8 * 16, 3)
+
+    def forward(self, x):
+        return self.head(self.stage2(self.stage1(self.stage0(x))).flatten(1))
+
+
+def test_what_several_places_share_says_nothing_of_one():
+    batch = torch.randn(2, 8, 4, 4), torch.tensor([0, 1])
+    code = hbp.compile(Stages().eval(), quantities=["grad", "batch_l2", "kfac"], example_inputs=batch, verify=False,
+                       limits=hbp.Limits(listed_parameters=1, shared_statements=1)).code
+    shared = [part for part in ast.parse(code).body
+              if isinstance(part, ast.FunctionDef) and re.search(r"at \d+ places", ast.get_docstring(part) or "")]
+    names = {node.id for function in shared for node in ast.walk(function) if isinstance(node, ast.Name)}
+    given = {argument.arg: ast.unparse(argument.annotation) for function in shared for argument in function.args.args}
+    assert len(shared) > 5
+    assert not [name for name in {*names, *given} if "stage" in name or name == "turned"]
+    assert {"weight_turned", "sum_gradient_weight_flat", "x_normalised_col"} <= names
+    assert (given["x"], given["mean_weights_root"]) == ("Tensor", "Optional[Tensor]")
+    assert "turned_ " not in code

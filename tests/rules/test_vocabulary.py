@@ -32,11 +32,11 @@ from hbpcompiler.rule.registry import builtin, with_rules
 from hbpcompiler.testing import check_rule
 
 NAMES = 60
+KINDS = (Rule, LossRule, Contraction, Case, Window, Selection, ModuleRule, Decomposition)
 
 
 def test_the_vocabulary_stays_small():
-    kinds = (Rule, LossRule, Contraction, Case, Window, Selection, ModuleRule, Decomposition)
-    assert sum(len(fields(kind)) for kind in kinds) <= NAMES
+    assert sum(len(fields(kind)) for kind in KINDS) <= NAMES
 
 
 RULE = """

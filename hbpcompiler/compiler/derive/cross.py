@@ -12,6 +12,7 @@ from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.identity import matrix_of
 from hbpcompiler.compiler.match.operation.bind import bind
 from hbpcompiler.compiler.plan.steps import PREFIX, Pull, Widen
+from hbpcompiler.compiler.program import meta as facts
 from hbpcompiler.compiler.program.writer import named, otherwise_named
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Operation, Value, meta
@@ -26,7 +27,17 @@ def pull(backward: Backward, step: Pull) -> None:
         pulled = _pull_pooled(backward, step)
     else:
         pulled = _pulled(backward, step)
+    if not facts.wish(pulled.node):
+        otherwise_named(pulled, _name(backward, step))
     backward.arrive(value, piece, backward.leaving(step.operation, step.slot, pulled))
+
+
+def _name(backward: Backward, step: Pull) -> str:
+    """What columns are called that go back to an input: as those at the value there; where others have arrived at it,
+    which they are added to, as what they are, columns at the operation's result that are taken back."""
+    names, value = backward.matched.names, step.operation.tensors[step.slot]
+    is_share = (value.name, step.piece.name) in backward.columns
+    return f"{PREFIX[step.piece.stream]}_{f'{names[step.operation.name]}_back' if is_share else names[value.name]}"
 
 
 def _pulled(backward: Backward, step: Pull) -> Any:
@@ -39,8 +50,7 @@ def _pulled(backward: Backward, step: Pull) -> Any:
     known = backward.knows_slope(step.operation) or (rule.elementwise_in(op) and _slope_serves_others(backward, step))
     if step.slot in rule.backward and backward.is_single(step.piece) and not mixed and not known:
         row = rule.backward[step.slot](op, arrived.squeeze(1))
-        name = backward.matched.names[value.name]
-        return otherwise_named(row, f"{PREFIX[step.piece.stream]}_{name}_row").unsqueeze(1)
+        return otherwise_named(row, f"{_name(backward, step)}_row").unsqueeze(1)
     if form == COLUMNS and rule.elementwise_in(op):
         return arrived * backward.derivative(step.operation).unsqueeze(1)
     if form == COLUMNS:

@@ -26,8 +26,6 @@ from hbpcompiler.compiler.program.products import onednn_add_product_, onednn_li
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 
 ITEMSIZE = 4
-TURNING = 4
-"""A copy that turns rows into columns moves so many times fewer bytes a second than one that does not."""
 
 
 def multiply_by_onednn(graph: fx.Graph, machine: Machine, limits: Limits = DEFAULT_LIMITS,
@@ -58,7 +56,7 @@ def _replace(graph: fx.Graph, node: fx.Node, limits: Limits, chunk: int, machine
     lengths = [length_at(each, chunk) for each in shapes[0]]
     if decided("not oneDNN", lambda: math.prod(lengths) * made < limits.onednn_multiply_adds
                or min(math.prod(lengths[:-1]), made) < limits.onednn_rows or (
-            _is_turned(x) and not _is_worth_a_copy(lengths, made, machine))):
+            _is_turned(x) and not _is_worth_a_copy(lengths, made, machine, limits))):
         return
     with graph.inserting_before(node):
         weight = right if node.target is F.linear else transposed(graph, node, right)
@@ -78,11 +76,11 @@ def _is_turned(x: fx.Node) -> bool:
     return x.op == "call_method" and x.target == "t"
 
 
-def _is_worth_a_copy(lengths: Sequence[int], made: int, machine: Machine) -> bool:
+def _is_worth_a_copy(lengths: Sequence[int], made: int, machine: Machine, limits: Limits) -> bool:
     """Whether oneDNN gains more on a matrix of these lengths times one with `made` columns than its copy costs."""
     numbers = math.prod(lengths)
     gained = numbers * made * (1 / machine.multiply_adds_per_second - 1 / machine.linear_per_second)
-    return gained > TURNING * numbers * ITEMSIZE / machine.bytes_per_second
+    return gained > limits.turned_slowdown * numbers * ITEMSIZE / machine.bytes_per_second
 
 
 def _replace_gram(node: fx.Node, limits: Limits, chunk: int) -> None:

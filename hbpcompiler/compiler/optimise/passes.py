@@ -32,6 +32,7 @@ from hbpcompiler.compiler.optimise.simplify import (
     drop_idle_casts,
     drop_idle_reshapes,
     drop_neutral,
+    drop_turns_back,
     read_shapes_at_the_source,
 )
 from hbpcompiler.compiler.optimise.totals import add_to_totals, scale_as_totals_grow, write_first
@@ -99,6 +100,7 @@ PASSES: tuple[Pass, ...] = (
          needs=frozenset({DTYPES, PRODUCTS}), makes=frozenset({SHAPES}), in_loops=False),
     _simple(drop_neutral, SHAPES),
     _simple(drop_idle_axes, SHAPES),
+    _simple(drop_turns_back, SHAPES),
     _simple(drop_idle_reshapes, SHAPES),
     _simple(drop_constant_factors, SHAPES),
     _simple(drop_ones, SHAPES),

@@ -56,6 +56,31 @@ def drop_idle_axes(graph: fx.Graph) -> None:
         replace_by(graph, node, between[0])
 
 
+TURNED = ((-2, -1), (-1, -2))
+
+
+def drop_turns_back(graph: fx.Graph) -> None:
+    """With shapes known: x.mT.mT is x, also with x.unsqueeze(1) in between, which leaves the last two axes the last."""
+    for node in list(graph.nodes):
+        between = node.args[0] if _is_turned(node) else None
+        if not isinstance(between, fx.Node):
+            continue
+        if _is_turned(between):
+            replace_by(graph, node, between.all_input_nodes[0])
+        elif between.op == "call_method" and between.target == "unsqueeze" and _is_turned(between.all_input_nodes[0]):
+            (axis,) = between.args[1:]
+            source = between.all_input_nodes[0].all_input_nodes[0]
+            lengths = meta.shape(source)
+            if lengths is not None and isinstance(axis, int) and 0 <= axis <= len(lengths) - 2:
+                with graph.inserting_before(node):
+                    replace_by(graph, node, meta.copy(graph.call_method("unsqueeze", (source, axis)), node))
+
+
+def _is_turned(node: fx.Node) -> bool:
+    """Whether it is a tensor with its last two axes in the other order."""
+    return node.op == "call_method" and node.target == "transpose" and node.args[1:] in TURNED
+
+
 def _is_of_last_axes(node: fx.Node) -> bool:
     """Whether it lays axes behind the second together, which are counted from the end."""
     if node.op != "call_method" or node.target != "flatten" or len(node.args) != 2:

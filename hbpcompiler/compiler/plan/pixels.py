@@ -9,13 +9,12 @@ from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.steps import Close, Piece
 from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Graph
+from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.rule import Layout, Rule
 from hbpcompiler.rule.registry import AnyRule
 
 IMAGE = 4
 """Axes of a weight of images that torch has another layout for."""
-REARRANGED = 4
-"""Numbers of images that are rearranged in the time of one of a weight: measured on 512 channels of 2 x 2 pixels."""
 
 
 def image_weights(graph: Graph, rules: Mapping[str, AnyRule]) -> frozenset[str]:
@@ -26,7 +25,8 @@ def image_weights(graph: Graph, rules: Mapping[str, AnyRule]) -> frozenset[str]:
                      for value in operation.tensors.values() if value.name in state and len(value.shape) == IMAGE)
 
 
-def weights_outweigh_images(graph: Graph, rules: Mapping[str, AnyRule], samples: int) -> bool:
+def weights_outweigh_images(graph: Graph, rules: Mapping[str, AnyRule], samples: int,
+                           limits: Limits = DEFAULT_LIMITS) -> bool:
     """Whether it takes longer to lay out weights pixel by pixel than it takes to lay out so many samples' images.
 
     oneDNN has an order of its own, to which it brings either. A kernel of one pixel lies the same both ways.
@@ -39,13 +39,15 @@ def weights_outweigh_images(graph: Graph, rules: Mapping[str, AnyRule], samples:
             weights += sum(prod(value.shape) for value in kernels)
             read = [value for value in operation.tensors.values() if value.batched]
             images += sum(prod(value.sample_shape) for value in (*read, operation.output))
-    return REARRANGED * weights > samples * images
+    return limits.rearranged_images * weights > samples * images
 
 
-def is_pixel_by_pixel(graph: Graph, rules: Mapping[str, AnyRule], planned: Plan, samples: int) -> bool:
+def is_pixel_by_pixel(graph: Graph, rules: Mapping[str, AnyRule], planned: Plan, samples: int,
+                      limits: Limits = DEFAULT_LIMITS) -> bool:
     """Whether images had better lie so in a program for so many samples, in float32 on a CPU."""
     layouts = {_layout(rules.get(operation.name)) for operation in graph.operations}
-    if Layout.PIXELS not in layouts or Layout.GROUPS in layouts or weights_outweigh_images(graph, rules, samples):
+    if Layout.PIXELS not in layouts or Layout.GROUPS in layouts or weights_outweigh_images(
+            graph, rules, samples, limits):
         return False
     wide = [(step, piece) for step in planned.flat() if _is_wide(piece := getattr(step, "piece", None))]
     if any(piece is not None and piece.signed for _, piece in wide) or (wide and Layout.CHANNELS in layouts):

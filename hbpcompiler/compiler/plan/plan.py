@@ -36,8 +36,9 @@ def plan(matched: Matched, closings: frozenset[Closing], options: Options, resou
          pixels: bool = False, race: Callable[[Plan], Plan] = unraced) -> Plan:
     """The final plan for these closings.
 
-    `race` decides near ties among its routes; `pixels`: whether the machine is faster on images whose channels lie side
-    by side. Raises UnsupportedOpError for what cannot be had, and UsesNotJoinedError, see `tied`.
+    `race` decides near ties among its routes, as images lie in it; `pixels`: whether the machine is faster on images
+    whose channels lie side by side. Raises UnsupportedOpError for what cannot be had, and UsesNotJoinedError, see
+    `tied`.
     """
     check_factors(matched, closings, options.quantities, resources.limits.full_block_rows)
     walk = Walk(matched, closings, options, resources)
@@ -50,8 +51,21 @@ def plan(matched: Matched, closings: frozenset[Closing], options: Options, resou
     steps = with_seeds_by_position(steps, matched.rules, matched.static, walk.dtype.itemsize, resources)
     totals = totals_of(matched, options)
     whole = with_second_phase(steps, totals, closings, matched, resources)
-    planned = race(Plan(options.quantities, options.mc_samples, tuple(whole.steps), pools, options.curvature,
-                        walk.indefinite, walk.precision.dtype, options.chosen, walk.joint,
-                        sums=totals, clipping=options.clipping, second=whole.phase))
-    samples = resources.limits.typical_batch
-    return replace(planned, by_pixels=pixels and is_pixel_by_pixel(matched.graph, matched.rules, planned, samples))
+    first = Plan(options.quantities, options.mc_samples, tuple(whole.steps), pools, options.curvature, walk.indefinite,
+                 walk.precision.dtype, options.chosen, walk.joint, sums=totals, clipping=options.clipping,
+                 second=whole.phase)
+
+    def by_pixels(planned: Plan) -> bool:
+        limits = resources.limits
+        return pixels and is_pixel_by_pixel(matched.graph, matched.rules, planned, limits.typical_batch, limits)
+
+    return raced(replace(first, by_pixels=by_pixels(first)), race, by_pixels)
+
+
+def raced(planned: Plan, race: Callable[[Plan], Plan], by_pixels: Callable[[Plan], bool]) -> Plan:
+    """With near ties decided, between routes as the program has them, images laid out in one way; the other way, and
+    all raced again in it, where a winner does not read what lies pixel by pixel."""
+    found = race(planned)
+    if found.by_pixels and not by_pixels(found):
+        return race(replace(planned, by_pixels=False))
+    return found

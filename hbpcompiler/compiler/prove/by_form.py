@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hbpcompiler.rules.shared.torch_operations import DRAWN_APART
 from hbpcompiler.seeded import seed_global
 
-TAKEN_APART = ("exponential", "geometric", "log_normal", "cauchy")
-"""They have kernels that draw otherwise than the operations which a graph has for them."""
 Form = tuple[Any, ...]
 _FIRST = 2**40
 """Seeds that stand for how often each form has been drawn; those of draws are smaller."""
@@ -38,10 +37,10 @@ class ByForm(TorchDispatchMode):
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
-        name = func.name().partition("::")[2].partition(".")[0].removesuffix("_functional").rstrip("_")
-        if name in TAKEN_APART:
+        if func.overloadpacket in DRAWN_APART:
             with self:
                 return torch._decomp.decomposition_table[func](*args, **kwargs)
+        name = func.name().partition("::")[2].partition(".")[0].removesuffix("_functional").rstrip("_")
         form = (name, *_shape(args))
         counts = self._standing()
         seed_global(zlib.crc32(repr((form, counts.get(form, 0))).encode()), self.device)

@@ -47,14 +47,10 @@ def square_sums(site: Site, squares: Any, letters: str, signs: Any, kinds: Itera
     return sums
 
 
-LONG_ROW = 64
-"""Numbers: torch takes norms of such rows in one pass, without their squares in between; shorter ones take longer."""
-
-
 def squared_norms(site: Site, product: Any, alone: bool = False) -> Any:
     """[n] of a product [n, k, *theta]: of matrices sums of rows, so that float32 sums stay exact; of one that nothing
     else reads (`alone`) squares, which are written over it, faster than norms while it is in cache."""
-    by_rows = len(site.theta) > 1 and site.row >= LONG_ROW and not alone
+    by_rows = len(site.theta) > 1 and site.row >= site.resources.limits.row_numbers and not alone
     squares = product.norm(2, [-1]).square() if by_rows else product.square()
     return squares.flatten(1).sum(1)
 
@@ -141,15 +137,12 @@ def single_product(site: Site, columns: Any, operand: Any, one: bool = False) ->
     return product.mT if site.inputs_first else product
 
 
-SINGLE_CHANNEL = 2
-"""Bytes for each multiply-add of a convolution of one channel by one: how slow it is beside others."""
-
-
 def product_traffic(site: Site, columns: Any, kept: bool) -> Any:
     """As `traffic_of`, where the product is the rule's own if it has one: then no operand is formed."""
     if not site.own_product:
         return traffic_of(site, columns, kept)
-    return traffic_of(replace(site, formed=False), columns, kept) + N * SINGLE_CHANNEL * columns * site.product
+    slow = site.resources.limits.single_channel_bytes * columns * site.product
+    return traffic_of(replace(site, formed=False), columns, kept) + N * slow
 
 
 def traffic_of(site: Site, columns: Any, product: bool) -> Any:

@@ -22,21 +22,14 @@ from hbpcompiler.compiler.routes.site import NOTHING, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import INPUT_FACTOR
 
-PASSES_OF_ADDING, IN_CACHE = 7, 3
-"""Over what is added to A: it is read, and A read and written, some numbers of each line at a time; and where A stays
-in cache."""
-LARGE = 2
-"""Times `cache_bytes` above which A does not stay there."""
-PASSES_OF_MIRRORING = 8
-"""Over what is below the diagonal: lines of memory that are read lie across those that are written."""
-
 
 class CorrelatedInputFactor(Route):
     """A by the distance between window places along both axes; exact, padding included."""
 
     name = "products of pixels"
     kinds = frozenset({INPUT_FACTOR})
-    limits: tuple[str, ...] = ("rearranged_passes", "cache_bytes")
+    limits: tuple[str, ...] = ("rearranged_passes", "cache_bytes", "cached_shares", "adding_passes",
+                               "cached_adding_passes", "mirrored_passes")
 
     def applies(self, site: Site) -> bool:
         """Where oneDNN has the kernel, in single precision: in double precision products by distance are faster."""
@@ -62,8 +55,9 @@ class CorrelatedInputFactor(Route):
         window = rows.size[0] * rows.size[1]
         mirrored = rows.size[0] * (rows.size[0] - 1) // 2 * rows.size[1] ** 2
         limits = site.resources.limits
-        stays = square * window**2 * site.itemsize <= LARGE * limits.cache_bytes
-        at_the_end = (IN_CACHE if stays else PASSES_OF_ADDING) * added + window**2 + PASSES_OF_MIRRORING * mirrored
+        stays = square * window**2 * site.itemsize <= limits.cached_shares * limits.cache_bytes
+        adding = limits.cached_adding_passes if stays else limits.adding_passes
+        at_the_end = adding * added + window**2 + limits.mirrored_passes * mirrored
         seen, largest = N * rows.channels, 2 * window
         moved = seen * read + square * (limits.rearranged_passes * rearranged + at_the_end)
         memory = 3 * seen * rows.height * _positions(rows, site)[1] + square * (largest + window**2)

@@ -7,7 +7,6 @@ from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost
 from hbpcompiler.compiler.routes.building_blocks import (
-    LONG_ROW,
     columns_of,
     einsum,
     operand_of,
@@ -104,7 +103,7 @@ class WholeProduct(Route):
         adds = N * site.columns * site.product
         extra += cost_of_gram(site, kinds)
         # Where norms alone are asked of a product that stays, it is read once; its squares are made nowhere.
-        unread = size if kinds <= {EACH, NORM} and site.row >= LONG_ROW else 0
+        unread = size if kinds <= {EACH, NORM} and site.row >= site.resources.limits.row_numbers else 0
         return Cost(adds + extra, product_traffic(site, site.columns, True) - unread, 2 * size, 2, adds)
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:

@@ -1,9 +1,9 @@
 """Near ties are run against each other: routes whose predicted costs are close are timed on random tensors.
 
-A race at a parameter runs what the program would run there, on tensors of the example's batch size: the step by itself
-as a torch.fx module, after the same passes as the program, but not its text, and no values that the program has from
-other steps. The winner is remembered in the cache folder (see `tuning`), so that the same compilation gives the same
-file again.
+A race at a parameter runs what the program would run there, on tensors of the example's batch size that lie in memory
+as the program's do: the step by itself as a torch.fx module, after the same passes as the program, but not its text,
+and no values that the program has from other steps. The winner is remembered in the cache folder (see `tuning`), so
+that the same compilation gives the same file again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from hbpcompiler.compiler.optimise.passes import optimise
 from hbpcompiler.compiler.optimise.settings import Settings
 from hbpcompiler.compiler.plan import precision
 from hbpcompiler.compiler.plan.arrivals import ended
+from hbpcompiler.compiler.plan.pixels import IMAGE, image_weights
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.steps import Close, Piece, Step, Tied
 from hbpcompiler.compiler.program.writer import Writer
@@ -46,6 +48,7 @@ from hbpcompiler.compiler.tune import measured as tuning
 from hbpcompiler.compiler.tune.calibrate import Timer, stopwatch
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.quantities import IN_BASES, PROJECT
+from hbpcompiler.rule import Rule, Structure
 from hbpcompiler.rule.composite import graph_module
 
 Signature = list[list[Any]]
@@ -60,6 +63,7 @@ class Race:
                  timer: Timer | None = None) -> None:
         self.matched, self.plan, self.batch, self.device = matched, plan, batch, device
         self.timer = timer or stopwatch(device)
+        self.images = image_weights(matched.graph, matched.rules) if plan.by_pixels else frozenset()
 
     def seconds(self, step: Close | Tied, runners: Sequence[Sequence[Choice]],
                 rounds: int = DEFAULT_LIMITS.race_rounds) -> list[float]:
@@ -98,12 +102,14 @@ class Race:
         shown = [tensor.to("meta") for tensor in given]
         optimise(writer.graph, Settings(
             arguments=lambda samples: shown, machine=step.site.resources.machine, limits=step.site.resources.limits,
-            dtype=self.matched.graph.dtype, curvature_dtype=self.plan.curvature_dtype, by_pixels=self.plan.by_pixels))
+            dtype=self.matched.graph.dtype, curvature_dtype=self.plan.curvature_dtype, by_pixels=self.plan.by_pixels,
+            chunk=step.site.resources.limits.typical_batch))
         module = graph_module(writer.graph)
         return lambda: module(*given)
 
     def _tensors(self, operation: Operation, placeholder: Callable[[Tensor], Any]) -> Callable[[str], Any]:
-        stand_ins, known = StandIns(operation, self.matched.rules.get(operation.name), self._random), {}
+        make = partial(self._random, operation)
+        stand_ins, known = StandIns(operation, self.matched.rules.get(operation.name), make), {}
 
         def tensors(name: str) -> Any:
             if name not in known:
@@ -112,12 +118,23 @@ class Race:
 
         return tensors
 
-    def _random(self, value: Value) -> Tensor:
+    def _random(self, operation: Operation, value: Value) -> Tensor:
         """Normal numbers; where integers are wanted zeros, which are indices everywhere."""
         shape = meta(value, self.batch).shape
         if not value.floating:
-            return torch.zeros(shape, dtype=value.dtype, device=self.device)
-        return torch.randn(shape, device=self.device).to(value.dtype)
+            return self._laid(torch.zeros(shape, dtype=value.dtype, device=self.device), operation, value)
+        return self._laid(torch.randn(shape, device=self.device).to(value.dtype), operation, value)
+
+    def _laid(self, tensor: Tensor, operation: Operation, value: Value) -> Tensor:
+        """As the program has it in memory, whose own images and whose weights of images may lie pixel by pixel."""
+        if not self.plan.by_pixels or tensor.dim() != IMAGE:
+            return tensor
+        rule = self.matched.rules.get(operation.name)
+        meets_images = isinstance(rule, Rule) and (
+            rule.layout is not None or rule.structure_of(self.matched.static(operation)) is not Structure.CONSTANT)
+        if value.key in self.images or (value.role == "result" and meets_images):
+            return tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
 
     def _columns(self, operation: Operation, piece: Piece, own: precision.Precision) -> Tensor:
         value = operation.output
@@ -126,7 +143,8 @@ class Race:
             size = math.prod(value.sample_shape)
             return torch.randn(size, size, device=self.device).to(dtype)
         lead = (self.batch, piece.columns) if piece.form == COLUMNS else (self.batch,)
-        return torch.randn(*lead, *value.sample_shape, device=self.device).to(dtype)
+        made = torch.randn(math.prod(lead), *value.sample_shape, device=self.device).to(dtype)
+        return self._laid(made, operation, value).unflatten(0, lead)
 
     def _signs(self, operation: Operation, piece: Piece) -> Tensor:
         signs = torch.randn(self.batch, piece.columns, device=self.device).sign()
@@ -137,7 +155,8 @@ def autotuned(matched: Matched, plan: Plan, batch: int, device: torch.device, ti
     """The plan with near ties decided by a race, or by the winner of an earlier one."""
     race, known, found = Race(matched, plan, batch, device, timer), tuning.winners(), {}
     rounded = f", columns {plan.curvature_dtype}" if plan.curvature_dtype is not None else ""
-    place = f"{tuning.key(device, matched.graph.dtype)}, batch {batch}{rounded}"
+    laid = ", pixel by pixel" if plan.by_pixels else ""
+    place = f"{tuning.key(device, matched.graph.dtype)}, batch {batch}{rounded}{laid}"
 
     def decided(step: Close | Tied) -> Close | Tied:
         runners = near_ties(step, batch) if not step.kinds & OF_ARGUMENTS else []

@@ -12,6 +12,7 @@ from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.check import Level, check_program
 from hbpcompiler.compiler.program.grams import gram, onednn_gram
 from hbpcompiler.compiler.program.writer import named
+from hbpcompiler.limits import Limits
 from tests.compiler.optimise.small import calls, lines, program, run, shaped
 
 
@@ -69,3 +70,6 @@ def test_a_transpose_is_worth_a_copy_where_much_is_multiplied():
     assert calls(turned(lambda writer, x, y: x.t() @ y, (-1, 512), (-1, 128), chunk=1024))[-1] == "matmul"
     assert calls(turned(lambda writer, x, y: x.t() @ y, (-1, 512), (-1, 1024), chunk=1024))[-1] == "onednn_linear"
     assert calls(turned(lambda writer, x, y: x @ y, (-1, 512), (512, 128), chunk=1024))[-1] == "onednn_linear"
+    graph = shaped(program(lambda writer, x, y: x.t() @ y, "x", "y"), (-1, 512), (-1, 128))
+    multiply_by_onednn(graph, ONEDNN, Limits(turned_slowdown=1), 1024)
+    assert calls(graph)[-1] == "onednn_linear"

@@ -13,6 +13,7 @@ from hbpcompiler.compiler.optimise.simplify import (
     drop_idle_casts,
     drop_idle_reshapes,
     drop_neutral,
+    drop_turns_back,
     read_shapes_at_the_source,
 )
 from hbpcompiler.compiler.program.check import Level, check_program
@@ -83,6 +84,33 @@ def test_an_axis_that_nothing_meets_is_not_put_in():
     assert lines(graph)[0] == "flatten(x, -2)"
     assert calls(graph).count("unsqueeze") == 3
     assert [tensor.shape for tensor in run(graph, torch.zeros(5, 2, 3, 4))] == expected
+
+
+def test_what_is_turned_twice_is_as_it_was():
+    def write(writer, x):
+        turned = x.transpose(-1, -2)
+        return turned.transpose(-2, -1), turned.unsqueeze(1).transpose(-1, -2), turned.unsqueeze(0).transpose(-1, -2)
+
+    graph, x = shaped(program(write, "x"), (5, 3, 4)), torch.randn(5, 3, 4)
+    expected = run(graph, x)
+    drop_turns_back(graph)
+    drop_dead(graph)
+    check_program(graph, Level.SHAPED)
+    assert lines(graph) == ["unsqueeze(x, 1)", "unsqueeze(x, 0)"]
+    for found, wanted in zip(run(graph, x), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_what_is_turned_otherwise_stays_turned():
+    def write(writer, x, y):
+        turned, of_two = x.transpose(-1, -2), y.transpose(-1, -2)
+        return (turned.unsqueeze(2).transpose(-1, -2), turned.unsqueeze(-1).transpose(-1, -2), turned.transpose(1, 2),
+                turned.transpose(0, 1), turned.square().transpose(-1, -2), of_two.unsqueeze(1).transpose(-1, -2))
+
+    graph = shaped(program(write, "x", "y"), (5, 3, 4), (5, 3))
+    before = lines(graph)
+    drop_turns_back(graph)
+    assert lines(graph) == before
 
 
 def test_a_shape_is_read_where_it_comes_from():

@@ -56,6 +56,9 @@ def test_weights_that_are_larger_than_the_images_of_a_batch_stay_as_they_are():
     assert not weights_outweigh_images(graph, rules, samples=36)
     assert not is_pixel_by_pixel(graph, rules, found.draft.plan, 35)
     assert is_pixel_by_pixel(graph, rules, found.draft.plan, 36)
+    limits = hbp.Limits(rearranged_images=2)
+    assert weights_outweigh_images(graph, rules, 17, limits)
+    assert is_pixel_by_pixel(graph, rules, found.draft.plan, 18, limits)
 
 
 def test_without_images_nothing_is_laid_out():

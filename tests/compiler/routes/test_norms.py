@@ -6,6 +6,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler import reference
+from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.routes.building_blocks import squared_norms
 
 X, Y = torch.randn(3, 8, 6, 6, dtype=torch.float64), torch.tensor([0, 1, 1])
@@ -24,9 +25,18 @@ def test_a_product_that_nothing_else_reads_is_squared(quantities, squares):
     torch.testing.assert_close(found, (each / 3).flatten(1).square().sum(1), rtol=1e-10, atol=0)
 
 
-def test_both_ways_agree():
+@pytest.mark.parametrize("row_numbers", [64, 101])
+def test_both_ways_agree(row_numbers):
     class Site:
-        theta, row = "oi", 100
+        theta, row, resources = "oi", 100, Resources(limits=hbp.Limits(row_numbers=row_numbers))
 
     product = torch.randn(4, 1, 3, 100, dtype=torch.float64)
     torch.testing.assert_close(squared_norms(Site, product), squared_norms(Site, product, alone=True))
+
+
+def test_from_which_length_of_a_row_on_is_a_limit():
+    model = nn.Sequential(nn.Conv2d(8, 5, 3), nn.Tanh(), nn.Flatten(), nn.Linear(80, 2)).double()
+    for row_numbers, by_rows in ((72, True), (81, False)):
+        limits = hbp.Limits(route_times=(("chunked product", 0),), row_numbers=row_numbers)
+        code = hbp.compile(model, quantities=["grad", "batch_l2"], limits=limits, example_inputs=(X, Y)).code
+        assert ("norm(2, [-1])" in code.partition("for first in range")[2]) == by_rows

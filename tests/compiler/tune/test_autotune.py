@@ -1,5 +1,7 @@
 """Near ties decided by a race: the clock is a fake, the numbers are those of the reference."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from click.testing import CliRunner
@@ -9,6 +11,8 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.command.cli import main
+from hbpcompiler.compiler.plan.plan import plan, raced
+from hbpcompiler.compiler.plan.precision import Precision
 from hbpcompiler.compiler.tune import measured as tuning
 from hbpcompiler.compiler.tune import race as autotune
 from hbpcompiler.compiler.tune.race import Race, near_ties
@@ -16,6 +20,7 @@ from hbpcompiler.reference import reference
 from tests.agreement import agree, close
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import slow
+from tests.stages import closings, matched, options
 
 QUANTITIES = ["variance", "batch_l2", "diag_ggn", "kflr"]
 
@@ -176,3 +181,63 @@ def test_inner_products_and_what_calls_bring(clock):
     for quantity in names:
         for name, value in plain[quantity].items():
             close(raced[quantity][name], value, f"{quantity} of {name}")
+
+
+def images(*layers):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), *layers, nn.Conv2d(8, 4, 3, padding=1), nn.Flatten(),
+                          nn.Linear(4 * 64, 3))
+    return model, torch.randn(5, 3, 8, 8), torch.tensor([0, 1, 2, 0, 1])
+
+
+def laid_out(model, X, y, race):
+    """The plan of a machine that is faster pixel by pixel, for `variance`."""
+    found = matched(model, X, y, quantities=("variance",))
+    return plan(found, closings("variance"), options("variance"), pixels=True, race=race)
+
+
+def test_routes_are_raced_as_images_lie_in_the_program():
+    seen = []
+    found = laid_out(*images(nn.Tanh()), lambda planned: seen.append(planned) or planned)
+    assert [planned.by_pixels for planned in seen] == [True]
+    assert found is seen[0]
+    seen.clear()
+    assert not laid_out(*images(nn.GroupNorm(2, 8)), lambda planned: seen.append(planned) or planned).by_pixels
+    assert [planned.by_pixels for planned in seen] == [False]
+
+
+def test_a_winner_that_reads_no_pixels_is_raced_channel_by_channel():
+    """Where images then lie otherwise, so do those of all other races."""
+    seen = []
+
+    def race(planned):
+        seen.append(planned.by_pixels)
+        return planned
+
+    planned = laid_out(*images(nn.Tanh()), lambda planned: planned)
+    assert raced(planned, race, lambda planned: False).by_pixels is False
+    assert seen == [True, False]
+    seen.clear()
+    assert raced(replace(planned, by_pixels=False), race, lambda planned: True).by_pixels is False
+    assert seen == [False]
+
+
+def test_tensors_of_a_race_lie_as_those_of_the_program():
+    model, X, y = images(nn.Tanh())
+    found = matched(model, X, y, quantities=("variance",))
+    planned = plan(found, closings("variance"), options("variance"), pixels=True)
+    assert planned.by_pixels
+    for by_pixels in (True, False):
+        race = Race(found, replace(planned, by_pixels=by_pixels), 5, X.device, lambda run: float(run() is not None))
+        for step in planned.closings():
+            operation = step.operation
+            for value in (operation.output, *operation.tensors.values()):
+                made = race._random(operation, value)
+                if made.dim() == 4:
+                    lies = made.is_contiguous(memory_format=torch.channels_last)
+                    assert lies == (by_pixels and value.role != "input"), value
+            if len(operation.output.sample_shape) == 3:
+                columns = race._columns(operation, step.piece, Precision(None))
+                assert columns[:, 0].is_contiguous(memory_format=torch.channels_last) == by_pixels
+            runners = near_ties(step, 5, within=1e9)
+            assert race.seconds(step, runners, rounds=1) == [1.0] * len(runners)
