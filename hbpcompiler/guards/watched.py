@@ -14,8 +14,11 @@ from hbpcompiler.guards import kept
 from hbpcompiler.guards.atoms import is_plain
 from hbpcompiler.guards.conditions import Conditions
 from hbpcompiler.guards.memory import shared
+from hbpcompiler.guards.module_entries import ONLY_WEAK
 
 MISSING = object()
+LEFT = object()
+"""In the place of a value that is not kept, and so not put back."""
 LONG = 50
 """Entries of a dict from which on they are compared by a loop and not one by one."""
 
@@ -79,7 +82,7 @@ class Watched:
 
     def entries(self, held: dict[str, Any], names: Sequence[str]) -> None:
         """Some entries of a dict, and how many it has in all."""
-        self._copies.append((held, dict(held)))
+        self._copies.append((held, {**held, ONLY_WEAK: LEFT} if ONLY_WEAK in held else dict(held)))
         self._when(f"len({self._name(held)}) != {self._name(len(held))}")
         self._entries(held, names)
 
@@ -229,7 +232,7 @@ class Watched:
             for key in [key for key in held if key not in copy]:
                 del held[key]
             for key, value in copy.items():
-                if held.get(key, MISSING) is not value:
+                if value is not LEFT and held.get(key, MISSING) is not value:
                     held[key] = value
         for put_back in self._back:
             put_back()

@@ -16,6 +16,7 @@ from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.ends import AT_LOSS, Ends, with_ends
 from hbpcompiler.compiler.trace.export import export, quoted_names
 from hbpcompiler.compiler.trace.fx_graph import reader
+from hbpcompiler.compiler.trace.fx_graph.described import forget_described
 from hbpcompiler.compiler.trace.fx_graph.functional import taken_apart
 from hbpcompiler.compiler.trace.graph import Graph
 from hbpcompiler.compiler.trace.patches.shapes import right_shapes
@@ -65,7 +66,9 @@ class Traced:
     def decomposed(self, table: Mapping[Any, Any]) -> Traced:
         """The same with some operations, by overload, taken apart."""
         with right_shapes(self.model), quoted_names():
-            return replace(self, exported=taken_apart(self.exported, table))
+            apart = taken_apart(self.exported, table)
+        forget_described(apart)
+        return replace(self, exported=apart)
 
 
 def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
@@ -89,4 +92,5 @@ def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
             f"The model cannot be traced for a batch of {batch.samples}: its code goes a way of its own there, which "
             "torch.export does not follow; pass more samples, or write it for any number:",
             sizes.excluding(batch.samples)))
+    forget_described(exported)
     return Traced(exported, model, loss, batch.layout, returned, sizes, ends, batch.tensors)
