@@ -152,7 +152,7 @@ class Compiled(Calls):
         try:
             with TRACING:
                 candidate, draws = self._candidate(state, built, beside), Draws.now(given.tensors[0].device)
-                return settled(candidate, given, draws, full)
+                return settled(candidate, built.as_asked(given), draws, full)
         finally:
             state.put_back()
 

@@ -149,6 +149,7 @@ class Programs:
         That step knows no weights of samples; the proof gives it those of the call, unless nothing is left of them or
         the outputs do not show the samples apart: then the proof is of a run without them.
         """
+        batch = built.as_asked(batch)
         weights = beside.get(SAMPLE_WEIGHTS)
         as_called = weights is None or can_weigh(built.matched, weights)
         candidate = self._candidate(state, built, beside if as_called else without_weights(beside))
@@ -268,4 +269,4 @@ def _may_cancel(planned: Plan) -> bool:
 def _serving(state: State, batch: Batch) -> Built | None:
     """The program for batches of this form and size, if there is one yet."""
     made: list[Built] = state.programs.get(batch.form, [])
-    return next((built for built in made if built.sizes.include(batch.samples)), None)
+    return next((built for built in made if built.serves(batch)), None)

@@ -25,9 +25,12 @@ from hbpcompiler.compiler.program.by_sample import by_sample, draws_of
 from hbpcompiler.compiler.program.pages import use_huge_pages
 from hbpcompiler.compiler.program.shapes import asked
 from hbpcompiler.compiler.stages import Seconds
+from hbpcompiler.compiler.trace.batch import Batch, serves_order
+from hbpcompiler.compiler.trace.conditions.asked import Asked
+from hbpcompiler.compiler.trace.conditions.layouts import Order
 from hbpcompiler.compiler.trace.conditions.sizes import Sizes
 from hbpcompiler.compiler.trace.containers import Structure
-from hbpcompiler.errors import UnsupportedOpError
+from hbpcompiler.errors import InputError, UnsupportedOpError
 from hbpcompiler.threads import TRACING
 from hbpcompiler.values import Stored
 
@@ -62,6 +65,10 @@ class Built:
     seconds: Seconds
     sizes: Sizes
     """The batch sizes that it serves."""
+    asked: Asked
+    """What code asks a batch beside its numbers."""
+    orders: tuple[Order, ...] | None
+    """How batches that it serves lie in memory; None: that is not asked."""
     backend: str
     as_values: frozenset[str] = frozenset()
     """Parameters that had to be matched as values."""
@@ -122,6 +129,17 @@ class Built:
             graph = self._by_sample[0] if by_sample else self.draft.graph
             self._adding[key] = loaded(self.draft.written(adding(graph, slots, same, triangles)), self.backend)[0]
         return self._adding[key]
+
+    def serves(self, batch: Batch) -> bool:
+        """Whether it is for batches of this size, and that lie so. Raises InputError where code asks a batch for what
+        is not its numbers, and the answer is not that of a new tensor."""
+        if self.asked.lines and (refused := self.asked.refused(batch.layout.labels, batch.tensors)):
+            raise InputError(refused)
+        return self.sizes.include(batch.samples) and serves_order(self.orders, batch)
+
+    def as_asked(self, batch: Batch) -> Batch:
+        """The batch, of which copies lie as it does where code asks for that."""
+        return batch if self.orders is None else batch.keeping_order()
 
     def is_proven(self, samples: int) -> bool:
         """Whether batches of this size may be used without a proof, or had one."""

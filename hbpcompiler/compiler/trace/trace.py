@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hbpcompiler.compiler.trace.batch import Batch, Layout
+from hbpcompiler.compiler.trace.batch import Batch, Layout, serves_order
+from hbpcompiler.compiler.trace.conditions.asked import NOTHING, Asked
+from hbpcompiler.compiler.trace.conditions.layouts import Order, orders_of
 from hbpcompiler.compiler.trace.conditions.sizes import EVERY, Sizes, sizes_of
 from hbpcompiler.compiler.trace.conditions.values import Answers
 from hbpcompiler.compiler.trace.containers import Structure
@@ -40,6 +42,10 @@ class Traced:
     """How the model's output is built of the graph's outputs."""
     sizes: Sizes = EVERY
     """The batch sizes for which this holds."""
+    asked: Asked = NOTHING
+    """What code asks the batch beside its numbers."""
+    orders: tuple[Order, ...] | None = None
+    """How batches lie in memory for which this holds; None: that is not asked."""
     ends: Ends = AT_LOSS
     """Where derivatives begin."""
     batch: tuple[Tensor, ...] = ()
@@ -51,6 +57,10 @@ class Traced:
     def graph(self) -> Graph:
         """Values, and the operations that make them."""
         return with_ends(reader.read(self.exported, self.model, self.layout), self.ends)
+
+    def serves(self, batch: Batch) -> bool:
+        """Whether it holds for a batch of its form."""
+        return self.sizes.include(batch.samples) and serves_order(self.orders, batch)
 
     @property
     def constants(self) -> Mapping[str, Tensor]:
@@ -80,17 +90,21 @@ def trace(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     ran (see `values`). Raises ModelError where tracing is impossible.
     """
     exported, returned = export(model, loss, batch, modules, answers)
-    sizes = sizes_of(exported)
+    if exported.asked.asks_for_order(batch.tensors):
+        batch = batch.keeping_order()
+        exported, returned = export(model, loss, batch, modules, answers)
+    sizes, asked = sizes_of(exported), exported.asked
     for samples in (batch.samples, *FEW):
         if sizes.include(batch.samples):
             break
         if samples > 1:
             exported, returned = export(model, loss, batch, modules, answers, samples)
-            sizes = sizes_of(exported)
+            sizes, asked = sizes_of(exported), exported.asked
     else:
         raise ModelError(listing(
             f"The model cannot be traced for a batch of {batch.samples}: its code goes a way of its own there, which "
             "torch.export does not follow; pass more samples, or write it for any number:",
             sizes.excluding(batch.samples)))
     forget_described(exported)
-    return Traced(exported, model, loss, batch.layout, returned, sizes, ends, batch.tensors)
+    orders = orders_of(batch.tensors) if asked.order else None
+    return Traced(exported, model, loss, batch.layout, returned, sizes, asked, orders, ends, batch.tensors)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.trace.fx_graph.described import forget_described
 from hbpcompiler.reference import reference
 
 SCALE = torch.ones(4)
@@ -57,6 +58,14 @@ def test_parameters_can_be_swapped_after_a_call(kind, swapping):
     model.double()
     assert {id(held) for held in model.parameters()} == set(own)  # the same objects, other numbers
     assert agrees(model, compiled, x.double(), y)
+
+
+def test_what_an_export_notes_of_tensors_is_forgotten():
+    model = nn.Linear(3, 2)
+    program = torch.export.export(model, (torch.randn(4, 3),))
+    assert weakref.getweakrefs(model.weight)
+    forget_described(program)
+    assert not weakref.getweakrefs(model.weight)
 
 
 def test_nothing_refers_weakly_to_what_is_the_users(swapping):
