@@ -26,6 +26,7 @@ from hbpcompiler.testing.extremes import check_extremes
 from hbpcompiler.testing.farther import check_farther, check_loss_farther
 from hbpcompiler.testing.larger import check_larger
 from hbpcompiler.testing.parameters import check_parameter
+from hbpcompiler.testing.positions import check_positions
 from hbpcompiler.testing.preconditions import check_preconditions, check_way_back, saying_where
 from hbpcompiler.testing.sampled import check_sampled
 from hbpcompiler.testing.setting import SAMPLES, Setting
@@ -228,3 +229,4 @@ def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     close(found, expected_hessian, f"{where}: Hessian")
     check_sampled(rule, op, expected_hessian, where)
     check_loss_farther(rule, operation, case, where)
+    check_positions(rule, operation, case, where)
