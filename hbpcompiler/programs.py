@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -46,6 +46,7 @@ from hbpcompiler.errors import (
 )
 from hbpcompiler.guards import TRACING, Guards, State
 from hbpcompiler.guards.ambient import without_autocast
+from hbpcompiler.guards.queues import queues_noted
 from hbpcompiler.into import Into
 from hbpcompiler.lengths import Lengths
 from hbpcompiler.limits import DEFAULT_LIMITS
@@ -83,6 +84,7 @@ class Programs:
         """Python's state, as far as the model and the loss read it."""
         return undisturbed(self.model, self._guards.current)
 
+    @queues_noted()
     def _make(self, batch: Batch, brought: Brought) -> tuple[State, Built]:
         """Trace and build, unless another thread has just done so."""
         state = self._state_now()
@@ -143,6 +145,7 @@ class Programs:
                                      "Kronecker factor: it has entries that are NaN or infinite, or of too different "
                                      "sizes; look at the inputs and the loss") from error
 
+    @queues_noted()
     def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
         """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError.
 
@@ -166,6 +169,15 @@ class Programs:
         built.proven.add(batch.samples == 1)
         return raw
 
+    @contextlib.contextmanager
+    def _undone(self, state: State) -> Iterator[None]:
+        """Meanwhile the model may run; what that does to Python's state is undone."""
+        with queues_noted():
+            try:
+                yield
+            finally:
+                state.put_back()
+
     def _proven(self, built: Built, batch: Batch, candidate: Candidate, run: Callable[[], Any], as_called: bool) -> Any:
         draws, full = Draws.now(batch.tensors[0].device), self.options.verify == FULL
         for trial in trials(candidate, batch):
@@ -186,13 +198,17 @@ class Programs:
         """
         draws = Draws.now(batch.tensors[0].device)
         try:
+            try:
+                return built, self._first_run(state, built, batch, beside)
+            except ProofError:
+                if not built.reused or built.proven:
+                    raise
+            draws.restore()
+            state, built = self._anew(state, built, batch, brought)
             return built, self._first_run(state, built, batch, beside)
-        except ProofError:
-            if not built.reused or built.proven:
-                raise
-        draws.restore()
-        state, built = self._anew(state, built, batch, brought)
-        return built, self._first_run(state, built, batch, beside)
+        except Exception:
+            draws.restore()  # a refused call has drawn nothing
+            raise
 
     def _anew(self, state: State, built: Built, batch: Batch, brought: Brought) -> tuple[State, Built]:
         """The program of a trace of its own, where that of a shared one is out of date."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.guards import kept
+from hbpcompiler.guards import kept, queues
 from hbpcompiler.guards.atoms import is_plain
 from hbpcompiler.guards.conditions import Conditions
 from hbpcompiler.guards.memory import shared
@@ -57,6 +57,8 @@ class Watched:
         """A dict: which values it has, in their order, and under which keys."""
         if isinstance(held, MutableMapping) and self.puts_back:
             self._copies.append((held, dict(held)))
+            if isinstance(held, dict):
+                self._back.append(lambda keys=list(held): _in_order(held, keys))
         self._mapping(held)
 
     def remembered(self, function: Any, entries: dict[Any, Any]) -> None:
@@ -71,6 +73,11 @@ class Watched:
         found = kept.contents(text)
         if self.puts_back:
             self._back.append(lambda: kept.write_back(text, found))
+
+    def queue(self, held: Any) -> None:
+        """What this thread does to a queue is undone."""
+        found = queues.waiting(held)
+        self._back.append(lambda: queues.undo(held, found))
 
     def _mapping(self, held: Mapping[Any, Any]) -> None:
         if _short(held):
@@ -252,6 +259,13 @@ class Watched:
                 del held[name]
             else:
                 held[name] = value
+
+
+def _in_order(held: dict[Any, Any], keys: list[Any]) -> None:
+    """A dict that has these keys, in this order."""
+    if list(held) != keys and held.keys() == set(keys):
+        for key in keys:
+            held[key] = held.pop(key)
 
 
 def _set(item: Any, name: str, value: Any) -> None:
