@@ -54,6 +54,12 @@ from hbpcompiler.long_calls import shown
 from hbpcompiler.options import FULL, Options, check_model
 from hbpcompiler.threads import alone, traced, undisturbed
 
+NEGATIVE = "weights of the loss are negative"
+"""What a program says (see `rule.idioms`)."""
+OF_NEGATIVE = ("a weight or a target probability of the loss is negative in this batch, and was not in the batch that "
+               "this program was made for, which takes the roots of these: compile anew with a batch that has some, "
+               "hbp.compile(..., example_inputs=batch), and the program serves weights of both signs")
+
 
 class Programs:
     """Programs for one model, loss and choice of options, by shapes, dtypes, device and Python's state."""
@@ -138,7 +144,10 @@ class Programs:
                         f"the model or the loss divides by a number that it makes of the batch's size, and that is 0 "
                         f"for {batch.samples} samples: leave out batches of this size, or bound the number, as in "
                         "max(x.shape[0] - 1, 1)") from error
-                except (IndexError, RuntimeError) as error:  # LinAlgError, too, of which TorchScript makes a plain one
+                except (IndexError, RuntimeError, torch.jit.Error) as error:
+                    # LinAlgError, too, of which TorchScript makes a plain one, as it makes its own of what is raised.
+                    if NEGATIVE in str(error):
+                        raise InputError(OF_NEGATIVE) from error
                     if "linalg.eigh" not in str(error):
                         self._raise_in_words_of_the_model(error, batch)
                     raise InputError("torch.linalg.eigh finds no eigenvectors of a matrix in this program, for ekfac a "
