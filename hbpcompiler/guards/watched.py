@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from functools import partial
 from types import CellType, FunctionType
 from typing import Any
 
@@ -58,7 +59,7 @@ class Watched:
         if isinstance(held, MutableMapping) and self.puts_back:
             self._copies.append((held, dict(held)))
             if isinstance(held, dict):
-                self._back.append(lambda keys=list(held): _in_order(held, keys))
+                self._back.append(partial(_in_order, held, list(held)))
         self._mapping(held)
 
     def remembered(self, function: Any, entries: dict[Any, Any]) -> None:
