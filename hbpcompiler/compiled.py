@@ -149,12 +149,9 @@ class Compiled(Calls):
 
     def _verified(self, state: State, built: Built, given: Batch, beside: Mapping[str, Any],
                   full: bool) -> Verification:
-        try:
-            with TRACING:
-                candidate, draws = self._candidate(state, built, beside), Draws.now(given.tensors[0].device)
-                return settled(candidate, given, draws, full)
-        finally:
-            state.put_back()
+        with self._undone(state), TRACING:
+            candidate, draws = self._candidate(state, built, beside), Draws.now(given.tensors[0].device)
+            return settled(candidate, built.as_asked(given), draws, full)
 
     @property
     def code(self) -> str:

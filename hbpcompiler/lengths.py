@@ -89,7 +89,7 @@ class Lengths:
             return None  # it was tried when there was one length
         for form, made in list(state.programs.items()):
             axes = between(form, batch.form) if isinstance(form, tuple) and len(form) == 2 else None
-            if axes is None or isinstance(made[0], Program):
+            if axes is None or isinstance(made[0], Program) or made[-1].asked.lines:
                 continue
             if isinstance(axes, str):
                 self.reasons.setdefault(form, axes)
@@ -102,7 +102,7 @@ class Lengths:
     def declared(self, state: State, built: Built, batch: Batch) -> Built:
         """The program for any length of the axes that the user names, once there is one for this; or that one."""
         options = self.programs.options
-        if not options.dynamic or options.autotune:
+        if not options.dynamic or options.autotune or built.asked.lines:
             return built
         axes = declared(dict(options.dynamic), batch)
         if axes.form(batch) in state.programs:

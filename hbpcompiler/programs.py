@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NoReturn
 
@@ -46,12 +46,19 @@ from hbpcompiler.errors import (
 )
 from hbpcompiler.guards import TRACING, Guards, State
 from hbpcompiler.guards.ambient import without_autocast
+from hbpcompiler.guards.queues import queues_noted
 from hbpcompiler.into import Into
 from hbpcompiler.lengths import Lengths
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.long_calls import shown
 from hbpcompiler.options import FULL, Options, check_model
 from hbpcompiler.threads import alone, traced, undisturbed
+
+NEGATIVE = "weights of the loss are negative"
+"""What a program says (see `rule.idioms`)."""
+OF_NEGATIVE = ("a weight or a target probability of the loss is negative in this batch, and was not in the batch that "
+               "this program was made for, which takes the roots of these: compile anew with a batch that has some, "
+               "hbp.compile(..., example_inputs=batch), and the program serves weights of both signs")
 
 
 class Programs:
@@ -83,6 +90,7 @@ class Programs:
         """Python's state, as far as the model and the loss read it."""
         return undisturbed(self.model, self._guards.current)
 
+    @queues_noted()
     def _make(self, batch: Batch, brought: Brought) -> tuple[State, Built]:
         """Trace and build, unless another thread has just done so."""
         state = self._state_now()
@@ -136,19 +144,24 @@ class Programs:
                         f"the model or the loss divides by a number that it makes of the batch's size, and that is 0 "
                         f"for {batch.samples} samples: leave out batches of this size, or bound the number, as in "
                         "max(x.shape[0] - 1, 1)") from error
-                except (IndexError, RuntimeError) as error:  # LinAlgError, too, of which TorchScript makes a plain one
+                except (IndexError, RuntimeError, torch.jit.Error) as error:
+                    # LinAlgError, too, of which TorchScript makes a plain one, as it makes its own of what is raised.
+                    if NEGATIVE in str(error):
+                        raise InputError(OF_NEGATIVE) from error
                     if "linalg.eigh" not in str(error):
                         self._raise_in_words_of_the_model(error, batch)
                     raise InputError("torch.linalg.eigh finds no eigenvectors of a matrix in this program, for ekfac a "
                                      "Kronecker factor: it has entries that are NaN or infinite, or of too different "
                                      "sizes; look at the inputs and the loss") from error
 
+    @queues_noted()
     def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
         """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError.
 
         That step knows no weights of samples; the proof gives it those of the call, unless nothing is left of them or
         the outputs do not show the samples apart: then the proof is of a run without them.
         """
+        batch = built.as_asked(batch)
         weights = beside.get(SAMPLE_WEIGHTS)
         as_called = weights is None or can_weigh(built.matched, weights)
         candidate = self._candidate(state, built, beside if as_called else without_weights(beside))
@@ -164,6 +177,15 @@ class Programs:
             state.put_back()
         built.proven.add(batch.samples == 1)
         return raw
+
+    @contextlib.contextmanager
+    def _undone(self, state: State) -> Iterator[None]:
+        """Meanwhile the model may run; what that does to Python's state is undone."""
+        with queues_noted():
+            try:
+                yield
+            finally:
+                state.put_back()
 
     def _proven(self, built: Built, batch: Batch, candidate: Candidate, run: Callable[[], Any], as_called: bool) -> Any:
         draws, full = Draws.now(batch.tensors[0].device), self.options.verify == FULL
@@ -185,13 +207,17 @@ class Programs:
         """
         draws = Draws.now(batch.tensors[0].device)
         try:
+            try:
+                return built, self._first_run(state, built, batch, beside)
+            except ProofError:
+                if not built.reused or built.proven:
+                    raise
+            draws.restore()
+            state, built = self._anew(state, built, batch, brought)
             return built, self._first_run(state, built, batch, beside)
-        except ProofError:
-            if not built.reused or built.proven:
-                raise
-        draws.restore()
-        state, built = self._anew(state, built, batch, brought)
-        return built, self._first_run(state, built, batch, beside)
+        except Exception:
+            draws.restore()  # a refused call has drawn nothing
+            raise
 
     def _anew(self, state: State, built: Built, batch: Batch, brought: Brought) -> tuple[State, Built]:
         """The program of a trace of its own, where that of a shared one is out of date."""
@@ -268,4 +294,4 @@ def _may_cancel(planned: Plan) -> bool:
 def _serving(state: State, batch: Batch) -> Built | None:
     """The program for batches of this form and size, if there is one yet."""
     made: list[Built] = state.programs.get(batch.form, [])
-    return next((built for built in made if built.sizes.include(batch.samples)), None)
+    return next((built for built in made if built.serves(batch)), None)

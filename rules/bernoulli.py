@@ -6,9 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor
+from hbpcompiler.rule import Case, Diagonal, LossRule, Op, Tensor, not_negative
+from hbpcompiler.rule.decomposition import Decomposition
 
-from .shared.loss_terms import check_floating, drawable, of_samples, reduction, repeated, scaled, share
+from .shared.loss_terms import check_floating, drawable, of_samples, reduced, reduction, repeated, scaled, share
 
 
 def _given(op: Op, *names: str) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def sample(op: Op, draws: int) -> Tensor:
     p = repeated(torch.sigmoid(op.self), draws, op.shape("self"))
     noise = (p - torch.bernoulli(drawable(p))) * (share(op) / draws) ** 0.5
     for weight in _weights(op):
-        noise = noise * weight.sqrt().expand_as(op.self).unsqueeze(1)
+        noise = noise * not_negative(weight).sqrt().expand_as(op.self).unsqueeze(1)
     return noise
 
 
@@ -70,10 +71,10 @@ def _cases(*weights: dict[str, tuple[int, ...]]) -> list[Case]:
     drawn = {"target": _unit, "weight": _positive, "pos_weight": _positive}
     cases = []
     for shape in ((3,), (2, 3)):
-        for reduced in (1, 2):
+        for kind in (1, 2):
             for weight in weights:
                 shapes = {"self": shape, "target": shape, **weight}
-                cases.append(Case(shapes, {"reduction": reduced}, make=drawn))
+                cases.append(Case(shapes, {"reduction": kind}, make=drawn))
     batched = ("self", "target", "weight")
     cases.append(Case({"self": (3,), "target": (3,), "weight": (3,)}, batched=batched, make=drawn))
     cases.append(Case({"self": (3,), "target": (3,), "weight": (1,)}, batched=batched, make=drawn))
@@ -126,3 +127,32 @@ PROBABILITIES = LossRule(
         for case in _cases({}, {"weight": (3,)})
     ],
 )
+
+LIMIT = 9.999999960041972e-13
+"""torch's, in single precision: x (1 - x) counts as no less in the slope."""
+
+
+def probability_each(
+    output: Tensor, target: Tensor, weight: Tensor | None = None, reduction: int = 1
+) -> Tensor:
+    """Where it does not end the loss. At probabilities of 0 and 1 the slope is torch's: logarithms have none there."""
+    at, edge = output.detach(), output.detach() * (1 - output.detach()) <= LIMIT
+    inside = torch.where(edge, 0.5, output)
+    between = (target - 1) * torch.log1p(-inside) - target * inside.log()
+    value = (target - 1) * torch.log1p(-at).clamp(min=-100) - target * at.log().clamp(min=-100)
+    slope, bend = (at - target) / LIMIT, (at.square() - 2 * at * target + target) / LIMIT**2
+    off = output - at
+    loss = torch.where(edge, value + off * slope + off.square() * bend / 2, between)
+    return reduced(loss if weight is None else loss * weight, reduction)
+
+
+def _with_edges(shape: Sequence[int]) -> Tensor:
+    drawn = _unit(shape)
+    drawn.view(-1)[:4] = torch.tensor([0.0, 1.0, 1.0, 0.0])[: drawn.numel()]
+    return drawn
+
+
+PROBABILITIES_IN_PIECES = Decomposition(
+    ["aten.binary_cross_entropy"], probability_each,
+    [Case({"self": (2, 3), "target": (2, 3), **weight}, {"reduction": 0},
+          make={"self": _with_edges, "target": _with_edges, "weight": _positive}) for weight in ({}, {"weight": (3,)})])

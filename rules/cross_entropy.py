@@ -21,6 +21,7 @@ from hbpcompiler.rule import (
     Tensor,
     called,
     covariance_root,
+    not_negative,
     sampled_columns,
 )
 
@@ -92,12 +93,17 @@ def gradient(op: Op) -> Tensor:
     return pulled.scatter_add(1, labels(op), -weighted)
 
 
+def _of_roots(op: Op, weight: Tensor) -> Tensor:
+    """Weights of which roots are taken: those that a user gives, and sums of probabilities, may be negative."""
+    return not_negative(weight) if op.has("weight") or has_probabilities(op) else weight
+
+
 def by_position(op: Op) -> Tensor:
     positions = op.shape("self")[1:]
     p, weight = called("p", torch.softmax(op.self, 1)), total(op)
     if positions:
         p, weight = p.movedim(1, -1), weight.movedim(1, -1)
-    return covariance_root(p) * weight.unsqueeze(-1).sqrt()  # [N, *d, C-1, C]
+    return covariance_root(p) * _of_roots(op, weight).unsqueeze(-1).sqrt()  # [N, *d, C-1, C]
 
 
 def factor(op: Op) -> tuple[dict[str, Tensor], None]:
@@ -121,7 +127,7 @@ def sample(op: Op, draws: int) -> Tensor:
     drawn = called("drawn", torch.multinomial(drawable(rows), draws, replacement=True))  # [N*P, M]
     if positions:
         drawn = drawn.reshape(-1, *positions, draws).movedim(-1, 1)
-    found: Tensor = sampled_columns(p, drawn, total(op))
+    found: Tensor = sampled_columns(p, drawn, _of_roots(op, total(op)))
     return found
 
 

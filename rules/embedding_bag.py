@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
 from torch import nn
 
 from hbpcompiler.rule import ModuleRule, Tensor
+from hbpcompiler.rules.shared.bags import of_bags
 
 
 def refuse(module: nn.EmbeddingBag) -> str | None:
@@ -26,19 +26,7 @@ def forward(module: Any, input: Tensor, offsets: Tensor | None = None,
                                   "nn.EmbeddingBag a padding_idx and indices [N, length] filled up with it: torch."
                                   "nn.utils.rnn.pad_sequence(indices.tensor_split(offsets[1:]), batch_first=True, "
                                   "padding_value=padding_idx)")
-    rows = F.embedding(input, module.weight, module.padding_idx)
-    present = None if module.padding_idx is None else (input != module.padding_idx).unsqueeze(-1)
-    if module.mode == "max":
-        if present is None:
-            return rows.amax(1)
-        filled = present.any(1)  # a bag of padding alone is zero
-        return rows.masked_fill(~present, float("-inf")).amax(1).masked_fill(~filled, 0.0)
-    if per_sample_weights is not None:
-        rows = rows * per_sample_weights.unsqueeze(-1)
-    if present is None:
-        return rows.sum(1) if module.mode == "sum" else rows.mean(1)
-    total = (rows * present.to(rows.dtype)).sum(1)
-    return total if module.mode == "sum" else total / present.sum(1).clamp(min=1).to(rows.dtype)
+    return of_bags(input, module.weight, module.mode, module.padding_idx, per_sample_weights)
 
 
 EMBEDDING_BAG = ModuleRule(nn.EmbeddingBag, forward, refuse)

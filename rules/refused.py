@@ -19,8 +19,8 @@ REFUSED: Mapping[str, str] = {
     "aten.max_pool2d_with_indices_backward": _BACKWARD,
     "aten.native_group_norm_backward": _BACKWARD,
     "aten.native_layer_norm_backward": _BACKWARD,
-    "aten._embedding_bag": "one row of indices for all bags has no sample axis; nn.EmbeddingBag on indices [N, length] "
-                           "has a rule",
+    "aten._embedding_bag": "one row of indices for all bags has no sample axis; nn.EmbeddingBag and F.embedding_bag of "
+                           "indices [N, length], without max_norm and scale_grad_by_freq, can be compiled",
     "aten._local_scalar_dense": "a number made of a tensor's values (item()), which a compiled program cannot follow",
     "aten._pdist_forward": "distances between the rows of one matrix, which are samples; torch.cdist has a rule",
     "aten.as_strided": "a view of memory that knows nothing of axes; use slices, select, unfold or reshape",

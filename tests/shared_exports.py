@@ -66,4 +66,4 @@ def _identity(loss: Any) -> Any:
 
 def _layout(batch: Any) -> Any:
     tensors = tuple((tuple(tensor.shape[1:]), tensor.dtype, tensor.device) for tensor in batch.tensors)
-    return batch.layout.identity, tensors
+    return batch.layout.identity, tensors, batch.orders

@@ -19,15 +19,19 @@ from hbpcompiler.codegen import load
 from hbpcompiler.compiler.budget import Draft
 from hbpcompiler.compiler.match.losses.targets import LossCheck
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.match.steep import is_steep
 from hbpcompiler.compiler.plan.stored import stored
 from hbpcompiler.compiler.program.adding import Slot, Slots, adding, slots_of
 from hbpcompiler.compiler.program.by_sample import by_sample, draws_of
 from hbpcompiler.compiler.program.pages import use_huge_pages
 from hbpcompiler.compiler.program.shapes import asked
 from hbpcompiler.compiler.stages import Seconds
+from hbpcompiler.compiler.trace.batch import Batch, serves_order
+from hbpcompiler.compiler.trace.conditions.asked import Asked
+from hbpcompiler.compiler.trace.conditions.layouts import Order
 from hbpcompiler.compiler.trace.conditions.sizes import Sizes
 from hbpcompiler.compiler.trace.containers import Structure
-from hbpcompiler.errors import UnsupportedOpError
+from hbpcompiler.errors import InputError, UnsupportedOpError
 from hbpcompiler.threads import TRACING
 from hbpcompiler.values import Stored
 
@@ -62,6 +66,10 @@ class Built:
     seconds: Seconds
     sizes: Sizes
     """The batch sizes that it serves."""
+    asked: Asked
+    """What code asks a batch beside its numbers."""
+    orders: tuple[Order, ...] | None
+    """How batches that it serves lie in memory; None: that is not asked."""
     backend: str
     as_values: frozenset[str] = frozenset()
     """Parameters that had to be matched as values."""
@@ -88,6 +96,11 @@ class Built:
     def asks(self) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
         """The call arguments of the program, and what it asks of those that are dicts of tensors."""
         return asked(self.draft.graph)
+
+    @cached_property
+    def is_steep(self) -> bool:
+        """Whether derivatives may be lost where torch's are not (see `match.steep`)."""
+        return is_steep(self.matched)
 
     @cached_property
     def draws(self) -> bool:
@@ -122,6 +135,17 @@ class Built:
             graph = self._by_sample[0] if by_sample else self.draft.graph
             self._adding[key] = loaded(self.draft.written(adding(graph, slots, same, triangles)), self.backend)[0]
         return self._adding[key]
+
+    def serves(self, batch: Batch) -> bool:
+        """Whether it is for batches of this size, and that lie so. Raises InputError where code asks a batch for what
+        is not its numbers, and the answer is not that of a new tensor."""
+        if self.asked.lines and (refused := self.asked.refused(batch.layout.labels, batch.tensors)):
+            raise InputError(refused)
+        return self.sizes.include(batch.samples) and serves_order(self.orders, batch)
+
+    def as_asked(self, batch: Batch) -> Batch:
+        """The batch, of which copies lie as it does where code asks for that."""
+        return batch if self.orders is None else batch.keeping_order()
 
     def is_proven(self, samples: int) -> bool:
         """Whether batches of this size may be used without a proof, or had one."""

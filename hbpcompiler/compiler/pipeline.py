@@ -94,9 +94,11 @@ def build(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, options: 
     with seconds.stage("load"):
         program, path = loaded(draft.code, options.backend)
     constants = traced.constants
+    # One sample of a batch lies in several ways at once, and a trace is of more: that is looked at in any case.
+    without_proof = {False} if traced.asked.order else {True, False}
     return Built(matched, draft, path, program, constants, places(constants), losses, traced.returned, fields, program,
-                 seconds, traced.sizes, options.backend, as_values,
-                 proven={True, False} if options.verify is False else set(), reused=traced.reused)
+                 seconds, traced.sizes, traced.asked, traced.orders, options.backend, as_values,
+                 proven=without_proof if options.verify is False else set(), reused=traced.reused)
 
 
 def drafted(stages: Drafting, resources: Resources) -> Draft:
@@ -123,6 +125,8 @@ def traced_for(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, opti
                     inside=bool(streams & {RESIDUAL, RESIDUAL_MC}))
         whole = exported() if shelf is None else shelf.traced(loss, batch, registry, exported)
         whole = replace(whole, ends=ends)
+        if refused := whole.asked.refused(batch.layout.labels, batch.tensors):
+            raise InputError(refused)
 
     def apart() -> Traced:
         return taken_apart(whole, registry)

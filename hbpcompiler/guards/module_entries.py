@@ -17,8 +17,11 @@ HOOKS_OF_ALL_MODULES = ("_global_forward_hooks", "_global_forward_pre_hooks", "_
 _NOT_IN_CALLS = frozenset({"_non_persistent_buffers_set", "_state_dict_hooks", "_state_dict_pre_hooks",
                            "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"})
 """Those of saving and loading."""
+ONLY_WEAK = "_flat_weight_refs"
+"""By these torch's recurrent layers see that a weight has been replaced, which the entries of the weights tell, too; a
+weak reference that is kept has torch.utils.swap_tensors refuse the weight."""
 KEPT_BY_TORCH = _NOT_IN_CALLS.union(_HOOKS, itertools.chain(*_HOOKS.values()),
-                                    ("_parameters", "_buffers", "_modules", "_is_full_backward_hook"))
+                                    ("_parameters", "_buffers", "_modules", "_is_full_backward_hook", ONLY_WEAK))
 """Entries of a module's __dict__ that are no attributes of the user's."""
 
 
@@ -32,7 +35,7 @@ def hooks_read_by_calls(own: Mapping[str, Any]) -> list[str]:
 
 def read_by_calls(own: Mapping[str, Any]) -> list[str]:
     """Entries whose values decide what a call does, the user's attributes among them."""
-    unread = _NOT_IN_CALLS.union(*_HOOKS.values()).difference(hooks_read_by_calls(own))
+    unread = _NOT_IN_CALLS.union((ONLY_WEAK,), *_HOOKS.values()).difference(hooks_read_by_calls(own))
     if not own.get("_backward_hooks"):
         unread |= {"_is_full_backward_hook"}  # of which kind these are
     return [name for name in own if name not in unread]

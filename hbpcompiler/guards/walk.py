@@ -26,6 +26,7 @@ from hbpcompiler.guards.atoms import NOT_RUN, Same, atom, is_plain, of_library, 
 from hbpcompiler.guards.code_walk import CodeWalk
 from hbpcompiler.guards.draws import is_generator
 from hbpcompiler.guards.module_entries import HOOKS_OF_ALL_MODULES, KEPT_BY_TORCH, hooks_read_by_calls, read_by_calls
+from hbpcompiler.guards.queues import QUEUES
 
 MOST = 20_000
 """Atoms from which on objects count as what they are, not as what they hold."""
@@ -240,6 +241,8 @@ class Walk(CodeWalk):
             for item in (*entries, *results):
                 self._visit(item)
             return
+        if isinstance(value, QUEUES):
+            self.watched.queue(value)
         answering = kept.answering(value)
         if answering is not None:
             self._atoms.append(self.watched.answer(answering))

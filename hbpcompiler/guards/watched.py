@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from functools import partial
 from types import CellType, FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hbpcompiler.guards import kept
+from hbpcompiler.guards import kept, queues
 from hbpcompiler.guards.atoms import is_plain
 from hbpcompiler.guards.conditions import Conditions
 from hbpcompiler.guards.memory import shared
+from hbpcompiler.guards.module_entries import ONLY_WEAK
 
 MISSING = object()
+LEFT = object()
+"""In the place of a value that is not kept, and so not put back."""
 LONG = 50
 """Entries of a dict from which on they are compared by a loop and not one by one."""
 
@@ -54,6 +58,8 @@ class Watched:
         """A dict: which values it has, in their order, and under which keys."""
         if isinstance(held, MutableMapping) and self.puts_back:
             self._copies.append((held, dict(held)))
+            if isinstance(held, dict):
+                self._back.append(partial(_in_order, held, list(held)))
         self._mapping(held)
 
     def remembered(self, function: Any, entries: dict[Any, Any]) -> None:
@@ -69,6 +75,11 @@ class Watched:
         if self.puts_back:
             self._back.append(lambda: kept.write_back(text, found))
 
+    def queue(self, held: Any) -> None:
+        """What this thread does to a queue is undone."""
+        found = queues.waiting(held)
+        self._back.append(lambda: queues.undo(held, found))
+
     def _mapping(self, held: Mapping[Any, Any]) -> None:
         if _short(held):
             self._keys(held)
@@ -79,7 +90,7 @@ class Watched:
 
     def entries(self, held: dict[str, Any], names: Sequence[str]) -> None:
         """Some entries of a dict, and how many it has in all."""
-        self._copies.append((held, dict(held)))
+        self._copies.append((held, {**held, ONLY_WEAK: LEFT} if ONLY_WEAK in held else dict(held)))
         self._when(f"len({self._name(held)}) != {self._name(len(held))}")
         self._entries(held, names)
 
@@ -229,7 +240,7 @@ class Watched:
             for key in [key for key in held if key not in copy]:
                 del held[key]
             for key, value in copy.items():
-                if held.get(key, MISSING) is not value:
+                if value is not LEFT and held.get(key, MISSING) is not value:
                     held[key] = value
         for put_back in self._back:
             put_back()
@@ -249,6 +260,13 @@ class Watched:
                 del held[name]
             else:
                 held[name] = value
+
+
+def _in_order(held: dict[Any, Any], keys: list[Any]) -> None:
+    """A dict that has these keys, in this order."""
+    if list(held) != keys and held.keys() == set(keys):
+        for key in keys:
+            held[key] = held.pop(key)
 
 
 def _set(item: Any, name: str, value: Any) -> None:

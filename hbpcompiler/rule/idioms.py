@@ -160,6 +160,14 @@ def sampled_columns(p: Tensor, label: Tensor, weight: Tensor) -> Tensor:
     return columns.scatter_add(2, place, -root.expand_as(place))
 
 
+@idiom(on_meta=lambda weight: weight.clamp(min=0))
+def not_negative(weight: Tensor) -> Tensor:
+    """Weights of a loss, of which roots are taken; an error where some are negative, which then have none."""
+    if bool((weight < 0).any()):
+        raise RuntimeError("weights of the loss are negative")
+    return weight.clamp(min=0)
+
+
 @idiom
 def rows_in_order(x: Tensor) -> Tensor:
     """x, its last axis without gaps in memory, as some kernels want it."""

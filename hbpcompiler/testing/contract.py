@@ -18,6 +18,7 @@ from hbpcompiler.rule.functions import R
 from hbpcompiler.rule.position_columns import positionwise, some_positionwise
 from hbpcompiler.rule.unchanged import changing_nothing
 from hbpcompiler.seeded import seed_cpu
+from hbpcompiler.testing.attributes import further_cases
 from hbpcompiler.testing.brute_force import hessian, moved, pull_back
 from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix
 from hbpcompiler.testing.drawn import drawn_matrix
@@ -26,6 +27,7 @@ from hbpcompiler.testing.extremes import check_extremes
 from hbpcompiler.testing.farther import check_farther, check_loss_farther
 from hbpcompiler.testing.larger import check_larger
 from hbpcompiler.testing.parameters import check_parameter
+from hbpcompiler.testing.positions import check_positions
 from hbpcompiler.testing.preconditions import check_preconditions, check_way_back, saying_where
 from hbpcompiler.testing.sampled import check_sampled
 from hbpcompiler.testing.setting import SAMPLES, Setting
@@ -43,12 +45,13 @@ def check_rule(rule: Rule | LossRule) -> None:
     declared structure and window, the order, the expression by which operations are joined; value, columns back and
     residual with zeros among values and gradients, for one sample, column and feature, of tensors that are not
     contiguous, in float32, and at larger values too; and, for elementwise operations, torch's derivatives at zero and
-    up to +-1e4, finite and accurate in float32 and bfloat16.
+    up to +-1e4, finite and accurate in float32 and bfloat16. Attributes that the cases leave at their defaults are
+    tried at another value, too.
     """
     check_preconditions(rule)
     with torch.device("cpu"):  # where cases and their makers' tensors are, whatever the default device
         for operation in rule.operations:
-            for case in rule.cases:
+            for case in (*rule.cases, *further_cases(rule, operation)):
                 if isinstance(rule, LossRule):
                     check_loss_case(rule, operation, case)
                 else:
@@ -228,3 +231,4 @@ def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     close(found, expected_hessian, f"{where}: Hessian")
     check_sampled(rule, op, expected_hessian, where)
     check_loss_farther(rule, operation, case, where)
+    check_positions(rule, operation, case, where)

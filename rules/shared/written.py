@@ -103,6 +103,11 @@ def with_axis(axis: int) -> Written:
     return Written("aten.unsqueeze", "", {"dim": axis})
 
 
+def in_shape(shape: Sequence[Any]) -> Written:
+    """The same numbers in their order, on other axes."""
+    return Written("aten.reshape", "", {"shape": list(shape)})
+
+
 def without_axis(axis: int) -> Written:
     """An axis of length one is gone."""
     return Written("aten.squeeze", "dim", {"dim": axis})

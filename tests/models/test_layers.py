@@ -84,6 +84,24 @@ def test_bags_in_one_row_are_refused():
         hbp.compile(Flat(), quantities=["grad"])(INDICES, torch.tensor([0, 1, 1]))
 
 
+class BagsByFunction(Bags):
+    """Of the table itself, as models write that share it."""
+
+    def forward(self, indices, weights=None):
+        bag = self.bag
+        return self.head(torch.tanh(nn.functional.embedding_bag(
+            indices, bag.weight, mode=bag.mode, per_sample_weights=weights,
+            padding_idx=None if bag.padding_idx is None else bag.padding_idx - 5)))
+
+
+@pytest.mark.parametrize("options", [{"mode": "sum"}, {}, {"mode": "max"}, {"mode": "mean", "padding_idx": 2},
+                                     {"mode": "max", "padding_idx": 1}])
+def test_bags_by_the_function(options):
+    torch.manual_seed(0)
+    model = BagsByFunction(**options).double()
+    check(model, [INDICES], Counts(model))
+
+
 @pytest.mark.parametrize(("layer", "shape", "words"), [
     (nn.Embedding(5, 3, max_norm=1.0), (3, 4), "leave max_norm out.*embedding_renorm_"),
     (nn.EmbeddingBag(5, 3, max_norm=1.0), (3, 4), "leave it out.*embedding_renorm_"),

@@ -157,6 +157,43 @@ def test_no_formula_and_one_derivative():
 # -- lists of tensors ------------------------------------------------------------------------------------------------
 
 
+@torch.library.custom_op("hbptests::steep", mutates_args=())
+def steep(self: torch.Tensor, alpha: float = 1.0, doubled: bool = False, times: int = 1) -> torch.Tensor:
+    return torch.tanh(alpha * times * self) * (2 if doubled else 1)
+
+
+def steep_backward(ctx, g):
+    alpha, doubled, times = ctx.given
+    slope = alpha * times * (1 - torch.tanh(alpha * times * ctx.saved_tensors[0]) ** 2) * (2 if doubled else 1)
+    return g * slope, None, None, None
+
+
+def keep(ctx, inputs, output):
+    ctx.save_for_backward(inputs[0])
+    ctx.given = inputs[1:]
+
+
+steep.register_fake(lambda self, alpha=1.0, doubled=False, times=1: torch.empty_like(self))
+steep.register_autograd(steep_backward, setup_context=keep)
+
+
+@pytest.mark.parametrize("forgotten", ["", "alpha", "doubled", "times"])
+def test_an_attribute_that_is_forgotten(forgotten):
+    """The rule has no cases for it: a second derivative without its square, a factor, another factor."""
+    alpha, doubled, times = (attribute(name) for name in ("alpha", "doubled", "times"))
+    steepness, factor = alpha * times, 1 + doubled
+    slope = 1 - sympy.tanh(steepness * x) ** 2
+    bend = -2 * sympy.tanh(steepness * x) * slope * steepness**2 * factor
+    short = {"": bend, "alpha": bend / alpha, "doubled": bend / factor, "times": bend / times}[forgotten]
+    rule = elementwise("hbptests.steep", factor * sympy.tanh(steepness * x), first=factor * steepness * slope,
+                       second=short)
+    if not forgotten:
+        check_rule(rule)
+        return
+    with pytest.raises(AssertionError, match=rf"{forgotten}'.*residual"):
+        check_rule(rule)
+
+
 @torch.library.custom_op("hbptests::squares", mutates_args=())
 def squares(tensors: list[torch.Tensor]) -> torch.Tensor:
     return sum(tensor * tensor for tensor in tensors)

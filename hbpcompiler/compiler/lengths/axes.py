@@ -37,7 +37,7 @@ class Axes:
     def form(self, batch: Batch) -> Any:
         """What one program serves: everything about the batch but its size, T and its numbers."""
         identity, tensors = batch.form
-        shapes = [list(shape) for shape, _, _ in tensors]
+        shapes = [list(shape) for shape, *_ in tensors]
         for own in self.of:
             if own.tensor >= len(shapes) or own.axis > len(shapes[own.tensor]):
                 return None

@@ -66,7 +66,7 @@ class Candidate:
         """The first samples of a batch, so many if it serves that number, otherwise all."""
         if not self.sizes.include(samples):
             return batch
-        return Batch(tuple(tensor[:samples] for tensor in batch.tensors), batch.layout)
+        return batch.of([tensor[:samples] for tensor in batch.tensors])
 
 
 def can_weigh(matched: Matched, weights: Tensor | None) -> bool:

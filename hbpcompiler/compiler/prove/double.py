@@ -35,7 +35,7 @@ def double(model: nn.Module, loss: Loss, batch: Batch, draws: Draws, use: Callab
     """`use` of the derivatives of one forward pass, of the loss with these weights of its samples."""
     moved = noise.moved if noise is not None else torch.clone
     buffers = {name: moved(value.detach()) for name, value in model.named_buffers()}
-    given = Batch(tuple(moved(tensor) for tensor in batch.tensors), batch.layout)
+    given = batch.of([moved(tensor) for tensor in batch.tensors])
     with (unchanged(model, loss), drawing(draws), ordinary_mode(), twice_differentiable(),
           moved_parameters(model, moved) as (parameters, instead)):
         def meet(run: Pass) -> Found:

@@ -50,8 +50,7 @@ class Stretched:
     def batch(self, batch: Batch, moved: float = 1.0) -> Batch:
         """The inputs, but for what `moved` multiplies them by; powers of two round nothing."""
         times = self.inputs / moved
-        return Batch(tuple(tensor * times if tensor.is_floating_point() else tensor for tensor in batch.tensors),
-                     batch.layout)
+        return batch.of([tensor * times if tensor.is_floating_point() else tensor for tensor in batch.tensors])
 
     def named(self, tensors: Mapping[str, Tensor], names: set[str]) -> dict[str, Tensor]:
         return {name: self.moved(tensor) if name in names else tensor for name, tensor in tensors.items()}

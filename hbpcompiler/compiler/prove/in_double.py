@@ -39,7 +39,7 @@ class Doubled:
         return torch.zeros_like(loss)
 
     def batch(self, batch: Batch) -> Batch:
-        return Batch(tuple(self.moved(tensor) for tensor in batch.tensors), batch.layout)
+        return batch.of([self.moved(tensor) for tensor in batch.tensors])
 
     def named(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         """Tensors, and dicts of some."""

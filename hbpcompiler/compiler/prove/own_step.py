@@ -130,7 +130,7 @@ class _Run:
             if self.noise is not None:
                 moved = self.noise.moved
                 buffers = {name: self.noise.moved(buffer) for name, buffer in buffers.items()}
-                given = Batch(tuple(self.noise.moved(tensor) for tensor in given.tensors), given.layout)
+                given = given.of([self.noise.moved(tensor) for tensor in given.tensors])
             own = list(trained(self.model).values())
             with moved_parameters(self.model, moved, True, instead) as (parameters, others):
                 def finish(pass_: Pass) -> OwnStep:
@@ -238,7 +238,7 @@ class _Training(nn.Module):
         self.loss = (loss,)  # no module of this one
 
     def forward(self, batch: Batch, finish: Callable[[Pass], Any]) -> Any:
-        args, keywords, target = batch.layout.build([tensor.detach().clone() for tensor in batch.tensors])
+        args, keywords, target = batch.layout.build(batch.copies())
         output = self.model(*args, **keywords)
         outputs, structure = take_apart(output, leave_out=True)
         return finish(Pass(loss_at(self.loss[0], output, target), outputs, structure, target))

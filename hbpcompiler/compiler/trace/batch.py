@@ -8,8 +8,9 @@ from functools import cache, cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from hbpcompiler.compiler.trace.conditions.layouts import Order, laid_out, orders_of
 from hbpcompiler.compiler.trace.containers import StrangerError, Structure, take_apart
 from hbpcompiler.errors import InputTypeError
 
@@ -42,6 +43,8 @@ class Batch:
 
     tensors: tuple[Tensor, ...]
     layout: Layout
+    orders: tuple[Order, ...] | None = None
+    """How copies of the tensors lie, where the model's code asks for it; None: as new tensors do."""
 
     @cached_property
     def samples(self) -> int:
@@ -51,13 +54,33 @@ class Batch:
         """`count` samples of each tensor, copied: the first ones, in a circle if there are fewer; zeros if none."""
         if not self.samples:
             return tuple(tensor.new_zeros(count, *tensor.shape[1:]) for tensor in self.tensors)
-        return tuple(tensor.detach()[torch.arange(count, device=tensor.device) % self.samples]
-                     for tensor in self.tensors)
+        return self._laid_out([tensor.detach()[torch.arange(count, device=tensor.device) % self.samples]
+                               for tensor in self.tensors])
+
+    def copies(self) -> tuple[Tensor, ...]:
+        """Of the tensors, without a history."""
+        return self._laid_out([nn.Parameter(tensor.detach().clone(), requires_grad=False)
+                               if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+                               for tensor in self.tensors])
+
+    def _laid_out(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if self.orders is None:
+            return tuple(tensors)
+        return tuple(laid_out(tensor, order) for tensor, order in zip(tensors, self.orders, strict=True))
+
+    def of(self, tensors: Sequence[Tensor]) -> Batch:
+        """Other tensors in their places."""
+        return Batch(tuple(tensors), self.layout, self.orders)
+
+    def keeping_order(self) -> Batch:
+        """The same, of which copies lie as the tensors do."""
+        return Batch(self.tensors, self.layout, orders_of(self.tensors))
 
     @cached_property
     def form(self) -> Any:
         """What one program serves: everything about the batch but its size and its numbers."""
-        return self.layout.identity, tuple((item.shape[1:], item.dtype, item.device) for item in self.tensors)
+        return self.layout.identity, tuple((item.shape[1:], item.dtype, item.device, type(item))
+                                           for item in self.tensors)
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -72,6 +95,11 @@ class Batch:
     @property
     def targets(self) -> tuple[Tensor, ...]:
         return self.tensors[self.layout.inputs :]
+
+
+def serves_order(orders: tuple[Order, ...] | None, batch: Batch) -> bool:
+    """Whether a batch lies so, or that is not asked."""
+    return orders is None or orders == orders_of(batch.tensors)
 
 
 def _holds_batches(given: Any) -> bool:

@@ -19,6 +19,7 @@ from torch.fx import graph as fx_graph
 
 from hbpcompiler.callers import has_stderr
 from hbpcompiler.compiler.trace.batch import Batch
+from hbpcompiler.compiler.trace.conditions.asked import Asked, questions
 from hbpcompiler.compiler.trace.conditions.one_sample import ways_of_one_noted
 from hbpcompiler.compiler.trace.conditions.sizes import sizes_of
 from hbpcompiler.compiler.trace.conditions.values import Answers, told_again
@@ -147,10 +148,8 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
         fixing: list[Fixing] = []
         try:
             return _exported(model, loss, batch, answers or {}, samples, fixing)
-        except (ModelError, UnsupportedOpError):
-            raise
         except Exception as error:
-            if is_noted(error):
+            if isinstance(error, ModelError | UnsupportedOpError) or is_noted(error):
                 raise
             spaces = [place.space for place in fixing if place.line]
             if spaces and _fixes_size(error):
@@ -190,6 +189,7 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
     _check_parameters_stay(whole)
     _check_writes_any_size(program)
     refuse_listed(model, program.constants)
+    whole.asked = Asked(ways.asked)
     return whole, structure
 
 
@@ -199,7 +199,7 @@ def _surroundings(answers: Answers, fixing: list[Fixing], ways: Ways) -> Iterato
     ways.begin()
     with (told_again(answers, OUTERMOST, ways), lengths_of_many(ways), symbolic_lengths(), plain_ways(),
           unchecked_distributions(), refusals(fixing), classes_given(), whole_stacks(), SameMasks(), FromOutside(),
-          draws_in_sight(), OwnGenerators(), followed()):
+          draws_in_sight(), OwnGenerators(), questions(ways.asked), followed()):
         yield
 
 

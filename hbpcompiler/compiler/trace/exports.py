@@ -50,10 +50,10 @@ class Exports:
         """All of them: one has turned out to be of another state than its key says."""
         self._made = []
 
-    def of(self, key: Hashable, samples: int) -> _Made | None:
-        """One that holds for so many samples; the one that was used last stands last."""
+    def of(self, key: Hashable, batch: Batch) -> _Made | None:
+        """One that holds for such a batch; the one that was used last stands last."""
         for made in self._made:
-            if made.key == key and made.traced.sizes.include(samples):
+            if made.key == key and made.traced.serves(batch):
                 self._made = [other for other in self._made if other is not made] + [made]
                 return made
         return None
@@ -100,7 +100,7 @@ class Shelf:
                make: Callable[[], Traced]) -> Traced:
         """The trace that lies there, or a new one."""
         key = self._key(loss, batch, registry)
-        made = self.exports.of(key, batch.samples)
+        made = self.exports.of(key, batch)
         if made is not None:
             return replace(made.traced, loss=loss, batch=batch.tensors, reused=True)
         traced = make()

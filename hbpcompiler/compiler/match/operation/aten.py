@@ -35,6 +35,11 @@ def is_pointwise(operation: Operation) -> bool:
     return is_torchs(operation) and torch.Tag.pointwise in overload_of(operation).tags
 
 
+def draws(operation: Operation) -> bool:
+    """Whether it draws random numbers."""
+    return is_torchs(operation) and torch.Tag.nondeterministic_seeded in overload_of(operation).tags
+
+
 def is_differentiable(operation: Operation) -> bool:
     """Whether torch may know a derivative of the operation: it is none of `prims`, and changes nothing in place."""
     return not operation.target.startswith("prims.") and not overload_of(operation)._schema.is_mutable

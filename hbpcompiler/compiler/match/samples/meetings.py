@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Set as AbstractSet
 
-import torch
-
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.samples.sample_wise import order_of_result
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
@@ -20,7 +18,7 @@ def meetings_of(graph: Graph, active: AbstractSet[str]) -> list[str]:
 def _meets(operation: Operation) -> bool:
     if not aten.is_torchs(operation) or not any(value.of_batch for value in operation.tensors.values()):
         return False
-    if torch.Tag.nondeterministic_seeded in aten.overload_of(operation).tags:
+    if aten.draws(operation):
         return False  # it draws for each sample by itself
     if aten.is_pointwise(operation):
         return _are_paired(operation)

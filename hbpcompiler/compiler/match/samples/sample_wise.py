@@ -114,13 +114,24 @@ def signature(operation: Operation, minor: AbstractSet[str]) -> Hashable:
 
 def _tried(operation: Operation, batch: int) -> tuple[list[Tensor], Any]:
     """Random arguments for a batch of this size, and the operation on them. Whole numbers are 0 and 1, or 0 where the
-    operation takes no other, as indices along an axis of one."""
-    try:
-        drawn = _drawn(operation, batch, 2)
-        return drawn, _called(operation, drawn, batch)
-    except (RuntimeError, ValueError, IndexError):
-        drawn = _drawn(operation, batch, 1)
-        return drawn, _called(operation, drawn, batch)
+    operation takes no other, as indices along an axis of one; matrices are positive definite where it takes no other.
+    """
+    for numbers, definite in ((2, False), (1, False), (2, True)):
+        try:
+            drawn = _drawn(operation, batch, numbers)
+            drawn = [_definite(tensor) for tensor in drawn] if definite else drawn
+            return drawn, _called(operation, drawn, batch)
+        except (RuntimeError, ValueError, IndexError):
+            continue
+    drawn = _drawn(operation, batch, 1)
+    return drawn, _called(operation, drawn, batch)
+
+
+def _definite(tensor: Tensor) -> Tensor:
+    """The same, but square matrices of real numbers with a large diagonal, and symmetric."""
+    if tensor.dim() < 2 or tensor.shape[-1] != tensor.shape[-2] or not tensor.is_floating_point():
+        return tensor
+    return tensor + tensor.mT + 2 * tensor.shape[-1] * torch.eye(tensor.shape[-1], dtype=tensor.dtype, device="cpu")
 
 
 def _drawn(operation: Operation, batch: int, numbers: int) -> list[Tensor]:

@@ -153,12 +153,32 @@ class _Rewriting:
             if misplaced(value):
                 if value.name not in self.graph.makers:
                     raise NotSampleWiseError
-                self._convert(self.graph.makers[value.name])
+                maker = self.graph.makers[value.name]
+                if aten.draws(maker) and maker.name not in self.active:
+                    self.batches_of_one[value.name] = self._drawn(value, user)
+                else:
+                    self._convert(maker)
             else:
                 output = Value(f"{value.name}_one", (N, 1, *value.shape[1:]), value.dtype, "result")
                 self.operations.append(write(written.with_axis(1), {"self": value}, output, user.source))
                 self.batches_of_one[value.name] = self._counted_from_zero(output, user) if value.numbering else output
         return self.batches_of_one[value.name]
+
+    def _drawn(self, value: Value, user: Operation) -> Value:
+        """What the model draws for all samples at once, [K, N, *z] or [N*K, *z]: the same numbers, samples in front."""
+        axis = next(axis for axis, length in enumerate(value.shape) if depends(length))
+        if value.shape[axis] != N:
+            if axis:
+                raise NotSampleWiseError
+            output = Value(f"{value.name}_one", (N, *of_one(value)), value.dtype, "result")
+            self.operations.append(write(written.in_shape(output.shape), {"self": value}, output, user.source))
+            return output
+        dims = [axis, *(other for other in range(len(value.shape)) if other != axis)]
+        permuted = Value(f"{value.name}_permuted", tuple(value.shape[dim] for dim in dims), value.dtype, "result")
+        self.operations.append(write(written.permuted(dims), {"self": value}, permuted, user.source))
+        output = Value(f"{value.name}_one", (N, *of_one(value)), value.dtype, "result")
+        self.operations.append(write(written.with_axis(axis + 1), {"self": permuted}, output, user.source))
+        return output
 
     def _counted_from_zero(self, numbers: Value, user: Operation) -> Value:
         """The only sample of a batch of one has the number 0."""

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import free_symbols
 
 from hbpcompiler.compiler.trace.conditions.one_sample import WayOfOne, ways_of_one
 from hbpcompiler.compiler.trace.fx_graph.numbers import ROUNDING
@@ -53,8 +55,13 @@ def sizes_of(program: Any) -> Sizes:
     values = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"]
     modes = [value.fake_mode for value in values if hasattr(value, "fake_mode")]
     environment = modes[0].shape_env if modes else None
-    guards = [guard for guard in getattr(environment, "guards", ()) if len(guard.expr.free_symbols) == 1]
-    return Sizes((*guards, *ways_of_one(environment)))
+    # Steps in memory have symbols of their own; a program serves batches that have the same (see `asked`).
+    steps = {symbol for value in values if isinstance(value, Tensor) for step in value.stride()
+             for symbol in free_symbols(step)} - {symbol for value in values if isinstance(value, Tensor)
+                                                  for length in value.shape for symbol in free_symbols(length)}
+    found = (*getattr(environment, "guards", ()), *ways_of_one(environment))
+    return Sizes(tuple(guard for guard in found if len(guard.expr.free_symbols) == 1
+                       and not guard.expr.free_symbols & steps))
 
 
 def is_always_fulfilled(guard: Any) -> bool:

@@ -70,6 +70,8 @@ class Ways:
     """file:line: code."""
     conditions: list[Tensor | SymInt] = field(default_factory=list)
     """What says whether there are rows: a truth value of a mask, or the length."""
+    asked: dict[str, str] = field(default_factory=dict)
+    """What the batch was asked beside its numbers, see `asked`."""
     _known: dict[tuple[int, bool], int] = field(default_factory=dict)
     """By the number of what computes a mask, and whether it is inverted: its place."""
 

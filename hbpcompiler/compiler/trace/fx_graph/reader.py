@@ -25,6 +25,9 @@ from hbpcompiler.compiler.trace.graph import (
 from hbpcompiler.compiler.trace.source.source import source_of
 from hbpcompiler.errors import ModelError, listing
 
+OF_CONTROL = "control flow or an operation with side effects, which a compiled program cannot follow"
+OF_TRANSFORMS = ("calls torch.vmap, which a trace cannot follow; write what it maps for the whole batch, with the "
+                 "mapped axis in front, as in x.mean(1) for vmap(lambda one: one.mean(0))(x)")
 SPELLED = {"TruncToInt": "int() or math.trunc() of what may be negative", "RoundToInt": "round()",
            "RoundDecimal": "round() to places behind the point", "OpaqueUnaryFn_log": "math.log()",
            "OpaqueUnaryFn_exp": "math.exp()", "OpaqueUnaryFn_log2": "math.log2()",
@@ -146,8 +149,9 @@ class _Reader:
     def _operation(self, node: torch.fx.Node, call: torch.fx.Node, index: int, value: Tensor) -> None:
         called: Any = call.target  # an OpOverload, in what torch.export gives
         if not isinstance(called, torch._ops.OpOverload):
-            raise ModelError(f"the model cannot be traced: {self._source(call)} becomes {called} in torch's graph, "
-                             "control flow or an operation with side effects, which a compiled program cannot follow")
+            name = getattr(called, "__name__", str(called))
+            what = OF_TRANSFORMS if "batch_dim" in name else f"becomes {name} in torch's graph, {OF_CONTROL}"
+            raise ModelError(f"the model cannot be traced: {self._source(call)} {what}")
         schema = called._schema
         given = {argument.name: item for argument, item in zip(schema.arguments, call.args, strict=False)}
         given |= dict(call.kwargs)

@@ -20,6 +20,7 @@ from hbpcompiler.compiler.trace.patches.replaced import replaced
 from hbpcompiler.compiler.trace.patches.variances import variances_clamped_in_sight
 from hbpcompiler.errors import InputTypeError, ModelError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
+from hbpcompiler.rules.shared.bags import of_bags
 
 
 @contextmanager
@@ -186,6 +187,20 @@ def _of_long_indices(embedding: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
+def _embedding_bag(input: Tensor, weight: Tensor, offsets: Tensor | None = None, max_norm: float | None = None,
+                   norm_type: float = 2.0, scale_grad_by_freq: bool = False, mode: str = "mean", sparse: bool = False,
+                   per_sample_weights: Tensor | None = None, include_last_offset: bool = False,
+                   padding_idx: int | None = None) -> Tensor:
+    """In place of torch's own, which makes one row of indices of those of all samples."""
+    if input.dim() != 2 or offsets is not None or max_norm is not None or scale_grad_by_freq:
+        return _OWN_EMBEDDING_BAG(input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse,
+                                  per_sample_weights, include_last_offset, padding_idx)
+    return of_bags(input, weight, mode, padding_idx, per_sample_weights)
+
+
+_OWN_EMBEDDING_BAG: Callable[..., Tensor] = F.embedding_bag
+
+
 @contextmanager
 def _losses_of_plain_targets() -> Iterator[None]:
     losses = torch._C._nn
@@ -215,6 +230,7 @@ def plain_ways() -> Iterator[None]:
                 replaced(torch, "hinge_embedding_loss", _hinge_embedding_loss), \
                 replaced(torch, "ctc_loss", _no_ctc_loss), \
                 replaced(F, "embedding", _of_long_indices(F.embedding)), \
+                replaced(F, "embedding_bag", _embedding_bag), \
                 replaced(nn.AdaptiveLogSoftmaxWithLoss, "forward", _adaptive_log_softmax), \
                 seen_by_a_trace(), variances_clamped_in_sight():
             yield

@@ -47,8 +47,8 @@ DRAWN = ("torch.normal lets no derivative through: torch's gradient of its mean 
          "mean + std * torch.randn_like(mean), or torch.normal(mean.detach(), std) where nothing is to pass")
 DIFFERENCES = ("torch.gradient takes the lengths of all axes as plain numbers; write the differences with slices, as "
                "in torch.cat([h[:, 1:2] - h[:, :1], (h[:, 2:] - h[:, :-2]) / 2, h[:, -1:] - h[:, -2:-1]], 1)")
-
-
+LEAST_SQUARES = ("torch.linalg.lstsq returns tensors whose shapes a trace cannot know; write torch.linalg.solve("
+                 "A.mT @ A, A.mT @ B), or torch.linalg.pinv(A) @ B")
 SEEDED = ("torch's random generator is seeded or put back here, which a program leaves out: it would draw other "
           "numbers at each call. For the same numbers at each call make a tensor once and keep it (register_buffer); "
           "otherwise seed before the call, or pass generator= to it")
@@ -192,6 +192,7 @@ def refusals(fixing: list[Fixing]) -> Iterator[None]:
         stack.enter_context(replaced(torch, "embedding_renorm_", _refusing(RENORMED)))
         stack.enter_context(replaced(torch, "normal", _of_constants(torch.normal)))
         stack.enter_context(replaced(torch, "gradient", _refusing(DIFFERENCES)))
+        stack.enter_context(replaced(torch.linalg, "lstsq", _refusing(LEAST_SQUARES)))
         for owner, name in ((SymInt, "__int__"), (SymInt, "__index__"), (SymFloat, "__float__"),
                             (SymFloat, "__int__")):
             stack.enter_context(replaced(owner, name, noting(getattr(owner, name))))

@@ -30,4 +30,7 @@ def test_they_are_named_once_with_their_line():
     assert found(lambda x: x - x.mean(1, keepdim=True)) == []
     assert found(lambda x: x.sort(1).values.softmax(1).cumsum(1)) == []
     assert found(lambda x: nn.functional.dropout(x + torch.randn_like(x), 0.3)) == []
+    assert found(lambda x: torch.linalg.cholesky(x[:, :, None] * x[:, None] + torch.eye(4)).sum(2)) == []
+    assert found(lambda x: torch.linalg.inv(x[:, :, None] * x[:, None] + torch.eye(4)).sum(2)) == []
+    assert found(lambda x: nn.functional.embedding_bag((x > 0).long(), torch.eye(4))) == []
     assert found(lambda x: (x + x[torch.randperm(len(x))]) / 2) == ["aten.index"]

@@ -145,6 +145,15 @@ def differences(model, x):
     return torch.gradient(head(model, x), dim=1)[0]
 
 
+def least_squares(model, x):
+    made = head(model, x)
+    return torch.linalg.lstsq(made[:, :, None], made[:, :, None]).solution.flatten(1) * made
+
+
+def mapped(model, x):
+    return torch.vmap(lambda row: row * 2.0)(head(model, x))
+
+
 def nothing(model, x):
     head(model, x)
 
@@ -232,6 +241,8 @@ MODELS = [
     (drawn_around, "torch.normal(", ["mean + std * torch.randn_like(mean)"]),
     (drawn_as_wide, "torch.normal(", ["zero", "mean + std * torch.randn_like(mean)"]),
     (differences, "torch.gradient(", ["with slices"]),
+    (least_squares, "torch.linalg.lstsq(", ["torch.linalg.solve"]),
+    (mapped, "torch.vmap(", ["for the whole batch"]),
     (nothing, "", ["NoneType", "return"]),
     (plain_number, "", ["float"]),
     (misspelled, "model.haed(x)", ["haed"]),
