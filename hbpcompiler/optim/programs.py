@@ -16,6 +16,7 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.errors import IndefiniteCurvatureWarning, OptionError, UnsupportedOpError
 from hbpcompiler.guards.ambient import without_autocast
+from hbpcompiler.optim.averages import Root
 from hbpcompiler.optim.kinds import Kind, embedded, with_factors
 from hbpcompiler.optim.together import Part, Together
 from hbpcompiler.quantities import OF_LOSS, QUANTITIES
@@ -54,7 +55,7 @@ class Seen(NamedTuple):
     loss: Tensor
     gradient: Gradient | None
     """None: it is not finite, nor may the rest be."""
-    curvature: dict[tuple[str, str], Tensor]
+    curvature: dict[tuple[str, str], Tensor | Root]
     """What is averaged: by parameter and field."""
     stored: Mapping[str, Stored]
 
@@ -125,7 +126,8 @@ class Programs:
 
         found = self.together.averaged(self.model, batch, compute)
         loss = found.pop(Key(LOSS, "", ""), torch.tensor(float("nan"), device="cpu"))
-        gradient, curvature = {}, {}
+        gradient: Gradient = {}
+        curvature: dict[tuple[str, str], Tensor | Root] = {}
         for key in list(found):
             tensor = found.pop(key)
             if key.quantity == GRADIENT:
@@ -133,8 +135,12 @@ class Programs:
                 continue
             if key.quantity in MEANS_ALSO_OF_SUMS and reduction == "sum":
                 tensor = tensor * self.together.samples
-            curvature[key.parameter, key.field] = tensor
+            is_root = self._is_root(key.quantity) and not self.together.several
+            curvature[key.parameter, key.field] = Root(tensor) if is_root else tensor
         return Seen(loss, gradient, curvature, stored)
+
+    def _is_root(self, quantity: str) -> bool:
+        return self.settings.kind.root and quantity == self.settings.kind.quantity
 
     def _parts(self, result: Result) -> dict[Hashable, Part]:
         """Its tensors, and how they add up."""
@@ -142,10 +148,12 @@ class Programs:
         for quantity in result.quantities:
             hows = QUANTITIES[quantity].adds or (OF_LOSS, OF_LOSS)  # none: there are no ranks (see `__init__`)
             for name, value in result[quantity].items():
-                if quantity == self.settings.kind.quantity and self.settings.kind.root:
-                    columns = value.flatten(0, 1).flatten(1)
-                    with without_autocast([columns.device.type]):
-                        parts[Key(quantity, name, "")] = Part(OF_LOSS, columns.t() @ columns, name)
+                if self._is_root(quantity):
+                    matrix = value
+                    if self.together.several:  # V V^T adds up over ranks
+                        with without_autocast([value.device.type]):
+                            matrix = Root(value).whole()
+                    parts[Key(quantity, name, "")] = Part(OF_LOSS, matrix, name)
                 elif isinstance(value, Tensor):
                     field = self.settings.kind.field_of(quantity)
                     parts[Key(quantity, name, field)] = Part(hows[0], value, name)

@@ -13,7 +13,7 @@ from hbpcompiler.curvature import Block, Curvature, curvature
 from hbpcompiler.curvature.spread import decompose
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.guards.ambient import without_autocast
-from hbpcompiler.optim.averages import Averages
+from hbpcompiler.optim.averages import Averages, Root
 from hbpcompiler.optim.kinds import ABSOLUTE, CLIPPED
 from hbpcompiler.optim.products import times
 from hbpcompiler.optim.programs import Gradient, Programs, Seen, Settings, trainable_in
@@ -86,9 +86,10 @@ class RunningCurvature:
 
     def _enter(self, seen: Seen) -> bool:
         """Whether the curvature is finite, and in the averages now; it is no longer in `seen`."""
-        finite = all_finite(seen.curvature.values())
+        finite = all_finite(value.trace() if isinstance(value, Root) else value for value in seen.curvature.values())
         if finite:
-            self.averages.update(seen.curvature)
+            with self.in_own_precision():
+                self.averages.update(seen.curvature)
         seen.curvature.clear()
         return finite
 
