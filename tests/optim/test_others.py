@@ -108,6 +108,28 @@ def test_block_newton_with_positive_curvature_is_the_dense_solution(curvature):
         close(step.flatten(), -0.5 * torch.linalg.solve(damped, own[name].flatten()), name)
 
 
+def test_block_newton_where_the_curvature_along_the_gradient_is_negative():
+    """There it counts by its absolute value, so that a loss times c with a damping times c makes the same step."""
+    for c in (1.0, 50.0):
+        torch.manual_seed(0)
+        model, (X, y) = nn.Linear(3, 2).double(), (torch.randn(6, 3).double(), torch.zeros(6).long())
+        with torch.no_grad():
+            model.weight.mul_(0.1)
+            model.bias.fill_(0.1)
+
+        def loss(output, target, c=c):
+            return c * torch.cos(2 * output).sum(1).mean()
+
+        H, own, before = blocks(whole_hessian(model, loss, X, y), model), gradient(model, loss, X, y), values(model)
+        optimizer = hbp.optim.BlockNewton(model, loss, lr=0.5, damping=0.3 * c, curvature="hessian")
+        optimizer.step(X, y)
+        for name, step in moved(model, before).items():
+            g = own[name].flatten()
+            assert g @ H[name] @ g < -0.3 * c * g @ g
+            assert optimizer.solutions[name].negative
+            close(step.flatten(), -0.5 * g * (g @ g) / ((g @ H[name] @ g).abs() + 0.3 * c * g @ g), f"{c} {name}")
+
+
 def test_block_newton_reaches_the_minimum():
     """A convex problem, block by block, down to 1e-10."""
     torch.manual_seed(0)
