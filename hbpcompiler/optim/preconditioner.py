@@ -65,7 +65,7 @@ class Preconditioner:
         largest_factor: see above.
         group: a torch.distributed group, each of whose ranks gives `step` its part of the batch, of any size, or none:
             p.grad is that of the whole batch on all, eigenvectors are found by one rank each, and samples draw as they
-            would on one rank. Refused for kfra, which does not add up.
+            would on one rank. kfra does not add up: each rank finds it of the whole batch, and gains no time.
         options: of `hbp.compile`, for both programs.
 
     Raises OptionError or ModelError for what makes no sense, and at the first batch what `hbp.compile` raises for a

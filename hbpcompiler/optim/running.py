@@ -76,7 +76,7 @@ class RunningCurvature:
 
     def gradient(self, batch: tuple[Any, ...], step: int) -> tuple[Tensor, Gradient | None]:
         """Loss and gradient; None if not all is finite."""
-        seen = self._checked(self.programs.seen(lambda: self.programs.gradient_alone, batch, step))
+        seen = self._checked(self.programs.gradient(batch, step))
         return seen.loss, seen.gradient
 
     def _checked(self, seen: Seen) -> Seen:
