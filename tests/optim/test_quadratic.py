@@ -1,6 +1,7 @@
-"""Steps by the quadratic model of a loss that is not convex."""
+"""The quadratic model where it has no minimum, and where it predicts that the loss rises."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -41,3 +42,23 @@ def test_steps_by_the_quadratic_model_lead_down_where_it_has_no_minimum(curvatur
         close(velocity, expected, f"{curvature}, step {step}", 1e-7)
         assert velocity @ own < 0
     assert negative
+
+
+def test_damping_grows_where_the_quadratic_model_predicts_a_rise():
+    """A squared error is as predicted, ratio 1, and an lr that is too long raises it until the damping has grown."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    X, y = torch.randn(8, 3).double(), torch.randn(8, 2).double()
+    optimizer = hbp.optim.KFAC(model, nn.MSELoss(), lr=8.0, momentum=0.0, adapt_damping=True, adapt_every=1,
+                               curvature="kflr", split="exact", invert_every=1)
+    found = []
+    for _ in range(40):
+        before = optimizer.param_groups[0]["damping"]
+        loss = float(optimizer.step(X, y))
+        found.append((loss, optimizer.param_groups[0]["damping"] / before, optimizer.last_ratio))
+    factors = set()
+    for (loss, factor, ratio), (after, _, _) in itertools.pairwise(found):
+        assert ratio == pytest.approx(1.0, rel=1e-6)
+        assert factor == pytest.approx(0.95 if after < loss else 1 / 0.95)
+        factors.add(round(factor, 2))
+    assert factors == {0.95, 1.05}
