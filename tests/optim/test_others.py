@@ -1,6 +1,7 @@
 """`Diagonal`, `BlockNewton` and `Newton` against dense linear algebra."""
 
 import copy
+import math
 from itertools import pairwise
 
 import pytest
@@ -64,6 +65,28 @@ def test_diagonal(rule, curvature):
                 made = [mean.abs() if curvature.endswith("abs") else mean]
             expected = expected_steps(rule, [each[name] for each in gradients], made)
             close(step, -0.2 * (expected + 0.1 * before[name]), f"{rule} {name}")
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_momentum_that_is_scheduled_leaves_the_mean_without_bias(is_old):
+    """Each gradient counts by what the momenta of its own and later steps leave of it; a state of before goes on."""
+    model, X, y = chain()
+    optimizer = hbp.optim.Diagonal(model, None, curvature="diag_ggn", damping=0.3, ema=0.0, update_every=1)
+    momenta, gradients = [0.95, 0.95, 0.9, 0.5], []
+    for step, momentum in enumerate(momenta):
+        optimizer.param_groups[0]["momentum"] = momentum
+        weights = [(1 - momenta[s]) * math.prod(momenta[s + 1:step + 1]) for s in range(step + 1)]
+        gradients.append(gradient(model, mean_loss, X, y))
+        h = hbp.compile(model, mean_loss, ["diag_ggn"])(X, y).diag_ggn
+        before = values(model)
+        optimizer.step(X, y)
+        for name, moved_by in moved(model, before).items():
+            mean = sum(w * own[name] for w, own in zip(weights, gradients, strict=True)) / sum(weights)
+            close(moved_by, -0.1 * mean / (h[name] + 0.3), f"step {step}, {name}")
+        if is_old and step == 0:
+            for state in optimizer.state.values():
+                del state["weight"]
+                state["updates"] = 1
 
 
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
