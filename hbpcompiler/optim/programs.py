@@ -47,6 +47,8 @@ class Settings:
     """Whether squares are averaged (of diagonals), not the values themselves."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of `hbp.compile`."""
+    skipped: frozenset[str] = frozenset()
+    """The parameters that have no curvature, by name."""
 
 
 class Seen(NamedTuple):
@@ -80,13 +82,13 @@ class Programs:
 
     def quantities(self, batch: tuple[Any, ...], step: int) -> dict[str, Any]:
         """For `hbp.compile`: gradient and curvature, each for its parameters."""
-        kind = self.settings.kind
+        kind, skipped = self.settings.kind, self.settings.skipped
         if not kind.others:
-            return {"grad": "*", kind.quantity: "*"}
+            return {"grad": "*", kind.quantity: sorted(trainable_in(self.model) - skipped) if skipped else "*"}
         with without_autocast([next(self.model.parameters()).device.type]):
             stored = self.call(self.gradient_alone, batch, step).grad.stored
-        factored = with_factors(stored, self.settings.largest_factor, embedded(self.model))
-        asked = {kind.quantity: sorted(factored), kind.others: sorted(stored.keys() - factored)}
+        factored = with_factors(stored, self.settings.largest_factor, embedded(self.model)) - skipped
+        asked = {kind.quantity: sorted(factored), kind.others: sorted(stored.keys() - factored - skipped)}
         return {"grad": "*"} | {quantity: names for quantity, names in asked.items() if names}
 
     def call(self, program: Compiled, batch: tuple[Any, ...], step: int, **arguments: Any) -> Result:

@@ -45,7 +45,7 @@ class RunningCurvature:
         """The inverse's blocks, by their parameters."""
         self._stored: Mapping[str, Stored] = {}
         self._trainable: frozenset[str] = frozenset()
-        """The parameters that were trainable at the last update."""
+        """The parameters that were trainable at the last update, but for those that are skipped."""
 
     # -- a batch -------------------------------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ class RunningCurvature:
 
         The gradient is None where loss or gradient is not finite; then nothing else has changed.
         """
-        trainable = trainable_in(self.model)
+        trainable = trainable_in(self.model) - self.settings.skipped
         new = trainable != self._trainable or bool(self._of_other_shapes(self._inverted.values()))
         if not new and step % self.settings.update_every:
             return self.gradient(batch, step)
