@@ -83,11 +83,10 @@ class Symmetric:
         """
         double = self.matrix.to(torch.float64, copy=True)
         rounding = self._rounding(torch.linalg.matrix_norm(double))
-        if not bool((shift > BEYOND_ROUNDING * rounding).all()) or _cholesky(double.clone(), rounding) is None:
+        if not bool((shift > BEYOND_ROUNDING * rounding).all()) or _cholesky(double, rounding) is None:
             return None
-        factor = _cholesky(double, shift)
-        del double
-        return None if factor is None else self._of_double(torch.cholesky_inverse(factor), label)
+        factor = _cholesky(double.copy_(self.matrix), shift)
+        return None if factor is None else self._of_double(torch.cholesky_inverse(factor, out=factor), label)
 
     def scaled(self, factor: float) -> Symmetric:
         """Times a positive number."""
@@ -132,7 +131,9 @@ def _without_traces(matrix: Tensor, trace: float) -> Tensor:
 def _cholesky(matrix: Tensor, shift: Tensor) -> Tensor | None:
     """Of matrix + shift, which takes the matrix's place, or None where that is not positive definite."""
     matrix.diagonal(dim1=-2, dim2=-1).add_(shift.unsqueeze(-1))
-    factor, failed = torch.linalg.cholesky_ex(matrix)
+    factor = matrix.mT  # the matrix itself, column by column as LAPACK has it: nothing is copied
+    failed = torch.empty(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
     return None if bool(failed.any()) else factor
 
 

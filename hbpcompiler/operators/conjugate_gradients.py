@@ -42,8 +42,9 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, *, dampi
     It ends when the residual is at most `tolerance` times |b|, or when
     phi(x) = x^T (A + damping) x / 2 - b^T x has gained less than `progress` times k of its value in the last
     k = max(10, iterations / 10) iterations (Martens 2010, section 4.4; 0: never). Where it meets a direction along
-    which A + damping is not positive it ends with what it has, and at the first iteration with b, the direction of
-    steepest descent.
+    which A + damping is not positive it ends with what it has, and at the first iteration with a step along b, the
+    direction of steepest descent, as long as if A's curvature along it had the other sign: b |b|^2 / (|b^T A b| +
+    damping |b|^2), which has the scale that a solution has.
     """
     x, residual, direction = torch.zeros_like(b), b.clone(), b.clone()
     del b  # its memory, where the caller has no use for it
@@ -55,7 +56,10 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, *, dampi
         along = product(direction).add_(direction, alpha=damping)
         bend = float(inner(direction, along))
         if not bend > 0:
-            return Solution(direction if iteration == 1 else x, iteration - 1, False, True)
+            if iteration == 1:
+                curvature = abs(bend - damping * squared) + damping * squared
+                x = direction.mul_(squared / curvature) if curvature > 0 else direction
+            return Solution(x, iteration - 1, False, True)
         length = squared / bend
         x.add_(direction, alpha=length)
         residual.sub_(along, alpha=length)

@@ -2,14 +2,71 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, MutableMapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 Key = tuple[str, str]
 """A parameter's name, and a field of its value ("" where the value is one tensor)."""
+
+
+TILE = 32
+"""Rows at a time where a matrix is made symmetric in place."""
+
+
+class Plain(NamedTuple):
+    """What is averaged."""
+
+    tensor: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    def whole(self) -> Tensor:
+        """A tensor of its own."""
+        return self.tensor.clone()
+
+    def enter(self, mean: Tensor, share: float) -> None:
+        """mean <- (1 - share) mean + share of this, in place."""
+        mean.lerp_(self.tensor, share)
+
+
+class Root(NamedTuple):
+    """V [N, K, *theta], in the place of the matrix sum_nk V V^T, which is not made beside the mean of such."""
+
+    columns: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.columns.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        size = math.prod(self.columns.shape[2:])
+        return size, size
+
+    def trace(self) -> Tensor:
+        """Of the matrix: none of its entries is larger."""
+        return torch.linalg.vector_norm(self.columns).square()
+
+    def whole(self) -> Tensor:
+        rows = self._rows()
+        return _mirrored(rows.t() @ rows)
+
+    def enter(self, mean: Tensor, share: float) -> None:
+        rows = self._rows()
+        _mirrored(mean.addmm_(rows.t(), rows, beta=1 - share, alpha=share))
+
+    def _rows(self) -> Tensor:
+        return self.columns.flatten(0, 1).flatten(1)
 
 
 class Averages:
@@ -26,22 +83,22 @@ class Averages:
         self.narrowest: dict[Key, torch.dtype] = {}
         """That of all the dtypes that a mean was in, whose rounding it has."""
 
-    def update(self, seen: MutableMapping[Key, Tensor]) -> None:
+    def update(self, seen: MutableMapping[Key, Tensor | Root]) -> None:
         """Takes the tensors out of `seen` one by one, so that they are not all kept to the end."""
         for key in list(seen):
-            tensor = seen.pop(key)
-            if self.squared:
-                tensor = tensor.square()
+            given = seen.pop(key)
+            value = given if isinstance(given, Root) else Plain(given.square() if self.squared else given)
+            del given
             count = self.updates.get(key, 0) + 1
-            held, narrowest = self.means.get(key), self.narrowest.get(key, tensor.dtype)
-            if held is not None and held.dtype != tensor.dtype:  # the model, or that of a loaded state, had another
-                held = self.means[key] = held.to(tensor.dtype)
-            if held is None or held.shape != tensor.shape:
-                self.means[key], count, narrowest = tensor.clone(), 1, tensor.dtype
+            held, narrowest = self.means.get(key), self.narrowest.get(key, value.dtype)
+            if held is not None and held.dtype != value.dtype:  # the model, or that of a loaded state, had another
+                held = self.means[key] = held.to(value.dtype)
+            if held is None or held.shape != value.shape:
+                self.means[key], count, narrowest = value.whole(), 1, value.dtype
             else:
-                held.lerp_(tensor, self._share_of_newest(count))
+                value.enter(held, self._share_of_newest(count))
             self.updates[key] = count
-            self.narrowest[key] = max(narrowest, tensor.dtype, key=_rounding)
+            self.narrowest[key] = max(narrowest, value.dtype, key=_rounding)
 
     def keep(self, keys: Collection[Key]) -> None:
         """No others: what has been seen last is what there is."""
@@ -78,3 +135,13 @@ class Averages:
 
 def _rounding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps
+
+
+def _mirrored(matrix: Tensor) -> Tensor:
+    """In place: exactly symmetric by the entries above its diagonal, else each reader makes a copy that is."""
+    for start in range(0, len(matrix), TILE):
+        rows = slice(start, start + TILE)
+        matrix[rows, :start] = matrix[:start, rows].t()
+        tile = matrix[rows, rows]
+        tile.copy_(tile.triu() + tile.triu(1).t())
+    return matrix

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,15 +47,24 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         super().__init__(trainable if params is None else params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's. OptionError for parameters that are not the model's, and for numbers that make no sense."""
+        """As torch's. OptionError for parameters that are not the model's or are in a group already, and for numbers
+        that make no sense."""
         params = param_group["params"]
         given = [params] if isinstance(params, Tensor) else list(params)
         tensors = [item[1] if isinstance(item, tuple) else item for item in given]  # of model.named_parameters()
-        own = {id(parameter) for parameter in self.model.parameters()}
+        own = {id(parameter): name for name, parameter in self.model.named_parameters()}
         foreign = sum(id(tensor) not in own for tensor in tensors)
         checked = Checked("this group of parameters")
         if foreign:
             checked.findings.append(f"{foreign} of its {len(tensors)} parameters are not among the model's")
+        elsewhere = {id(parameter) for group in self.param_groups for parameter in group["params"]}
+        counts = Counter(own[id(tensor)] for tensor in tensors if id(tensor) in own)
+        checked.findings += [f"{own[number]} is in another group already" for number in own
+                             if number in elsewhere and own[number] in counts]
+        checked.findings += [f"{name} is in it {count} times" for name, count in counts.items() if count > 1]
+        if isinstance(params, set):
+            checked.findings.append("params is a set, whose order is another in each run, and a state goes by it: give "
+                                    "a list")
         self._check_group(checked, {name: param_group.get(name, self.defaults[name]) for name in self.numbers})
         checked.done()
         super().add_param_group({**param_group, "params": given})

@@ -37,7 +37,8 @@ class BlockNewton(CurvatureOptimizer):
         params: as there.
         curvature: "hessian", "ggn", "pch_abs" or "pch_clip", as `hbp.compile` has it: the last two are the Hessian with
             the negative eigenvalues of the operations' residuals made positive or dropped. With "hessian" a block may
-            be indefinite: conjugate gradients stop where they notice, at the latest with the gradient's direction.
+            be indefinite: conjugate gradients stop where they notice, at the latest with a step along the gradient, in
+            whose length the curvature counts by its absolute value.
         lr: of the step. Blocks know nothing of each other, and together they overshoot where parameters do the same
             thing: 1 is for one parameter alone. A weight and its bias are two blocks: with inputs whose mean is far
             from zero (pixels) a step of 1 overshoots, and may diverge, even on one layer; with 0.5 two blocks do not.

@@ -98,16 +98,20 @@ class Diagonal(CurvatureOptimizer):
             parameter, group = parameters[name], groups[name]
             mean = self._buffer(parameter, "mean_gradient")
             state = self.state[parameter]
-            state["updates"] = state.get("updates", 0) + 1
-            mean.lerp_(part, 1 - group["momentum"])
+            newest = 1 - float(group["momentum"])
+            if "updates" in state:  # of a state that was saved when all steps were taken to have one momentum
+                state["weight"] = 1 - (1 - newest) ** state.pop("updates")
+            state["weight"] = (1 - newest) * state.get("weight", 0.0) + newest
+            mean.lerp_(part, newest)
             if group["weight_decay"]:
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.sub_(self._step(mean, self._running.mean(name), group, state["updates"]), alpha=group["lr"])
+            parameter.sub_(self._step(mean, self._running.mean(name), group, state["weight"]), alpha=group["lr"])
 
-    def _step(self, mean: Tensor, curvature: Tensor, group: Mapping[str, Any], updates: int) -> Tensor:
+    def _step(self, mean: Tensor, curvature: Tensor, group: Mapping[str, Any], weight: float) -> Tensor:
+        """`weight`: of all gradients together in their mean, whatever the momentum has been in each step."""
         if self.rule == SOPHIA:
             return mean.div((curvature * group["clip_scale"]).clamp_(min=group["eps"])).clamp_(-1, 1)
-        unbiased = mean / (1 - group["momentum"] ** updates) if group["momentum"] < 1 else mean
+        unbiased = mean / weight if weight else mean.clone()
         if self.rule == ADAHESSIAN:
             return unbiased.div_(curvature.sqrt().pow_(group["power"]).add_(group["eps"]))
         return unbiased.div_(curvature + group["damping"])

@@ -51,10 +51,10 @@ class KFAC(CurvatureOptimizer):
         norm_constraint: a bound on lr^2 <grad, C^-1 grad>, to which longer steps are cut (Ba et al. 2017).
         adapt_damping: change the damping of all groups every `adapt_every` steps by the reduction ratio
             rho = (L(theta + v) - L(theta)) / q(v) on the batch, q here without the damping, as kfac-jax has it: times
-            0.95^adapt_every above 3/4, divided by it below 1/4 (Levenberg-Marquardt), within [least_damping,
-            most_damping]. None: where lr is None. On a small batch the ratio is that of the very samples the step was
-            made for, and falls for ever: with a least damping of 1e-8 small networks diverge after a few hundred steps
-            of 64 to 128 samples.
+            0.95^adapt_every above 3/4, divided by it below 1/4, and where q predicts a rise, as of an lr that is too
+            long (Levenberg-Marquardt), within [least_damping, most_damping]. None: where lr is None. On a small batch
+            the ratio is that of the very samples the step was made for, and the damping falls for ever: with a least
+            damping of 1e-8 small networks diverge after a few hundred steps of 64 to 128 samples.
         least_damping: None: 1e-3, or a group's own damping where that is lower. No group may begin below it.
         most_damping: no group may begin above it.
         reject: take a step back that has raised the batch's loss; costs a forward pass and a copy of the parameters.
@@ -215,12 +215,13 @@ class KFAC(CurvatureOptimizer):
         if adapting:
             self.last_ratio = change / predicted if predicted else float("nan")
             factor = DECAY_OF_DAMPING**self.adapt_every
+            trust = self.last_ratio if predicted < 0 else 0.0  # of two that rise the ratio is 1, too
             for group in self.param_groups:
-                if self.last_ratio > TRUSTED:
+                if trust > TRUSTED:
                     least = LEAST_DAMPING if self.least_damping is None else self.least_damping
                     least = min(least, group["damping"])  # one that was set lower is not raised
                     group["damping"] = max(group["damping"] * factor, least)
-                elif not self.last_ratio >= DOUBTED:
+                elif not trust >= DOUBTED:
                     group["damping"] = min(group["damping"] / factor, self.most_damping)
         if before and not change <= 0:
             for name, parameter in self._chosen().items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -63,9 +63,11 @@ class Preconditioner:
         mc_samples: for the sampled curvatures.
         seed: of the draws, which depend on it and on the step's number alone; torch's generators stay untouched.
         largest_factor: see above.
+        skip: shell patterns of the parameters whose gradients stay as they are, and of which no curvature is computed;
+            each must match.
         group: a torch.distributed group, each of whose ranks gives `step` its part of the batch, of any size, or none:
             p.grad is that of the whole batch on all, eigenvectors are found by one rank each, and samples draw as they
-            would on one rank. Refused for kfra, which does not add up.
+            would on one rank. kfra does not add up: each rank finds it of the whole batch, and gains no time.
         options: of `hbp.compile`, for both programs.
 
     Raises OptionError or ModelError for what makes no sense, and at the first batch what `hbp.compile` raises for a
@@ -75,7 +77,7 @@ class Preconditioner:
     def __init__(self, model: nn.Module, loss: Any = None, curvature: str = "kfac",
                  damping: float | Mapping[str, float] = 1e-2, *, ema: float = 0.95, update_every: int = 1,
                  invert_every: int = 10, split: str | None = None, kl_clip: float | None = None, lr: float = 1.0,
-                 mc_samples: int = 1, seed: int = 0, largest_factor: int = LARGEST_FACTOR,
+                 mc_samples: int = 1, seed: int = 0, largest_factor: int = LARGEST_FACTOR, skip: Sequence[str] = (),
                  group: Any = None, **options: Any) -> None:
         kind = kind_of(curvature)
         checked = Checked("this preconditioner")
@@ -96,10 +98,11 @@ class Preconditioner:
         self.skipped = 0
         """The batches that were left out, as their loss or gradient was not finite."""
         self._together = Together(group)
+        self._skipped = self._matching(skip)
         self._dampings()
         options = options_of_compile(options) | ({"mc_samples": mc_samples} if mc_samples != 1 else {})
         settings = Settings(kind, ema, split_of(curvature, split), largest_factor, seed, update_every, invert_every,
-                            options=options)
+                            options=options, skipped=self._skipped)
         self._running = running_curvature(self.model, loss, settings, self._together)
 
     def step(self, *batch: Any) -> Tensor:
@@ -149,6 +152,8 @@ class Preconditioner:
     def _check_step(self) -> None:
         checked = Checked("this step")
         self._check_numbers(checked)
+        if self._skipped and not self._trainable().keys() - self._skipped:
+            checked.findings.append("skip: all parameters that are trainable now are among the skipped ones")
         checked.done()
 
     def _skip(self) -> None:
@@ -167,6 +172,7 @@ class Preconditioner:
         if self.kl_clip is not None:
             factor = shortening(found, gradient, self.kl_clip, dict.fromkeys(found, self.lr))
             found = {name: part.mul_(factor) for name, part in found.items()}
+        found |= {name: gradient[name] for name in gradient.keys() & self._skipped}
         self._together.mean(list(found.values()))
         return found
 
@@ -176,6 +182,21 @@ class Preconditioner:
 
     def _trainable(self) -> dict[str, nn.Parameter]:
         return trainable_of(self.model)
+
+    def _matching(self, skip: Sequence[str]) -> frozenset[str]:
+        """OptionError for patterns that match none, and where nothing is left."""
+        names = [name for name, _ in self.model.named_parameters()]
+        patterns = [skip] if isinstance(skip, str) else [*skip]
+        found = {pattern: fitting(names, pattern) for pattern in patterns}
+        if unknown := [pattern for pattern, matching in found.items() if not matching]:
+            raise OptionError(f"skip: {', '.join(map(repr, unknown))} matches no parameter; there are "
+                              f"{', '.join(names)}")
+        if tied := tied_elsewhere(self.model, patterns):
+            raise OptionError(f"skip: {'; '.join(tied)}")
+        skipped = frozenset(name for matching in found.values() for name in matching)
+        if len(skipped) == len(names):
+            raise OptionError("skip: no parameter is left to divide by curvature")
+        return skipped
 
     def _dampings(self) -> dict[str, float]:
         """By parameter. OptionError for patterns that match none, and parameters that none matches."""
@@ -190,7 +211,7 @@ class Preconditioner:
             if tied := tied_elsewhere(self.model, [pattern]):
                 raise OptionError(f"damping: {'; '.join(tied)}")
             found |= dict.fromkeys(matching, float(value))
-        if missing := [name for name in names if name not in found]:
+        if missing := [name for name in names if name not in found and name not in self._skipped]:
             raise OptionError(f"damping: there is none for {', '.join(missing)}; '*' first in the dict gives the rest")
         return found
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from hbpcompiler.accumulate.sums import LOSS, Key
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
-from hbpcompiler.errors import IndefiniteCurvatureWarning, OptionError, UnsupportedOpError
+from hbpcompiler.errors import IndefiniteCurvatureWarning, UnsupportedOpError
 from hbpcompiler.guards.ambient import without_autocast
+from hbpcompiler.optim.averages import Root
 from hbpcompiler.optim.kinds import Kind, embedded, with_factors
 from hbpcompiler.optim.together import Part, Together
 from hbpcompiler.quantities import OF_LOSS, QUANTITIES
@@ -46,6 +47,8 @@ class Settings:
     """Whether squares are averaged (of diagonals), not the values themselves."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Of `hbp.compile`."""
+    skipped: frozenset[str] = frozenset()
+    """The parameters that have no curvature, by name."""
 
 
 class Seen(NamedTuple):
@@ -54,7 +57,7 @@ class Seen(NamedTuple):
     loss: Tensor
     gradient: Gradient | None
     """None: it is not finite, nor may the rest be."""
-    curvature: dict[tuple[str, str], Tensor]
+    curvature: dict[tuple[str, str], Tensor | Root]
     """What is averaged: by parameter and field."""
     stored: Mapping[str, Stored]
 
@@ -65,9 +68,6 @@ class Programs:
 
     def __init__(self, model: nn.Module, loss: Any, settings: Settings, together: Together) -> None:
         self.model, self.loss, self.settings, self.together = model, loss, settings, together
-        if together.several and not (QUANTITIES[settings.kind.quantity].adds or settings.kind.root):
-            raise OptionError(f"group: {settings.kind.quantity} does not add up over ranks: "
-                              f"{QUANTITIES[settings.kind.quantity].instead or 'take another curvature'}")
         self.gradient_alone = compile_model(model, loss, ["grad"], **settings.options)
         self._with_curvature: dict[frozenset[str], Compiled] = {}
 
@@ -82,13 +82,13 @@ class Programs:
 
     def quantities(self, batch: tuple[Any, ...], step: int) -> dict[str, Any]:
         """For `hbp.compile`: gradient and curvature, each for its parameters."""
-        kind = self.settings.kind
+        kind, skipped = self.settings.kind, self.settings.skipped
         if not kind.others:
-            return {"grad": "*", kind.quantity: "*"}
+            return {"grad": "*", kind.quantity: sorted(trainable_in(self.model) - skipped) if skipped else "*"}
         with without_autocast([next(self.model.parameters()).device.type]):
             stored = self.call(self.gradient_alone, batch, step).grad.stored
-        factored = with_factors(stored, self.settings.largest_factor, embedded(self.model))
-        asked = {kind.quantity: sorted(factored), kind.others: sorted(stored.keys() - factored)}
+        factored = with_factors(stored, self.settings.largest_factor, embedded(self.model)) - skipped
+        asked = {kind.quantity: sorted(factored), kind.others: sorted(stored.keys() - factored - skipped)}
         return {"grad": "*"} | {quantity: names for quantity, names in asked.items() if names}
 
     def call(self, program: Compiled, batch: tuple[Any, ...], step: int, **arguments: Any) -> Result:
@@ -96,7 +96,7 @@ class Programs:
         sample's its own, so that several ranks draw as one. UnsupportedOpError for a curvature that may be indefinite,
         so that nothing can be divided by it."""
         seed = self.settings.seed
-        own = random.Random(f"{seed}, step {step}, rank {self.together.ranks.rank}").getrandbits(62)
+        own = random.Random(f"{seed}, step {step}, rank {self.together.draws_as}").getrandbits(62)
         with warnings.catch_warnings():
             warnings.simplefilter("error", IndefiniteCurvatureWarning)
             try:
@@ -108,24 +108,43 @@ class Programs:
                                          "or 'diag_h_clip', which are positive for every loss") from None
 
     def seen(self, program: Callable[[], Compiled], batch: tuple[Any, ...], step: int,
-             arguments: Callable[[Compiled], dict[str, Any]] = lambda program: {}) -> Seen:
-        """What a program gives of the batch, all ranks' parts together."""
+             arguments: Callable[[Compiled], dict[str, Any]]) -> Seen:
+        """What a program with curvature gives of the batch, all ranks' parts together. Where it does not add up: the
+        gradient of the parts, and the curvature of the whole batch, on each rank."""
+        kind = self.settings.kind
+        if not self.together.several or QUANTITIES[kind.quantity].adds or kind.root:
+            return self._seen(program, batch, step, arguments)
+        alone = self.gradient(batch, step)
+        whole = self._seen(program, batch, step, arguments, whole=True)
+        return alone._replace(curvature=whole.curvature, stored=whole.stored)
+
+    def gradient(self, batch: tuple[Any, ...], step: int) -> Seen:
+        """With the loss, and no curvature."""
+        return self._seen(lambda: self.gradient_alone, batch, step, lambda program: {})
+
+    def _seen(self, program: Callable[[], Compiled], batch: tuple[Any, ...], step: int,
+              arguments: Callable[[Compiled], dict[str, Any]], whole: bool = False) -> Seen:
         stored: Mapping[str, Stored] = {}
         reduction = ""
 
-        def compute() -> tuple[Compiled, dict[Hashable, Part]]:
+        def compute(given: tuple[Any, ...]) -> tuple[Compiled, dict[Hashable, Part]]:
             nonlocal stored, reduction
             made = program()
             factored = self.settings.kind.others and made is not self.gradient_alone
             kinds = [next(self.model.parameters()).device.type] if factored else []
             with without_autocast(kinds):  # weights that autocast copies meet no inputs, and have no factors
-                result = self.call(made, batch, step, **arguments(made))
+                result = self.call(made, given, step, **arguments(made))
             stored, reduction = result.stored, result.reduction
             return made, self._parts(result)
 
-        found = self.together.averaged(self.model, batch, compute)
+        if whole:
+            found = self.together.on_whole(
+                batch, lambda given: {key: part.tensor for key, part in compute(given)[1].items()})
+        else:
+            found = self.together.averaged(self.model, batch, lambda: compute(batch))
         loss = found.pop(Key(LOSS, "", ""), torch.tensor(float("nan"), device="cpu"))
-        gradient, curvature = {}, {}
+        gradient: Gradient = {}
+        curvature: dict[tuple[str, str], Tensor | Root] = {}
         for key in list(found):
             tensor = found.pop(key)
             if key.quantity == GRADIENT:
@@ -133,19 +152,25 @@ class Programs:
                 continue
             if key.quantity in MEANS_ALSO_OF_SUMS and reduction == "sum":
                 tensor = tensor * self.together.samples
-            curvature[key.parameter, key.field] = tensor
+            is_root = self._is_root(key.quantity) and not self.together.several
+            curvature[key.parameter, key.field] = Root(tensor) if is_root else tensor
         return Seen(loss, gradient, curvature, stored)
+
+    def _is_root(self, quantity: str) -> bool:
+        return self.settings.kind.root and quantity == self.settings.kind.quantity
 
     def _parts(self, result: Result) -> dict[Hashable, Part]:
         """Its tensors, and how they add up."""
         parts: dict[Hashable, Part] = {Key(LOSS, "", ""): Part(OF_LOSS, result.loss, "")}
         for quantity in result.quantities:
-            hows = QUANTITIES[quantity].adds or (OF_LOSS, OF_LOSS)  # none: there are no ranks (see `__init__`)
+            hows = QUANTITIES[quantity].adds or (OF_LOSS, OF_LOSS)  # none: nobody adds them up (see `seen`)
             for name, value in result[quantity].items():
-                if quantity == self.settings.kind.quantity and self.settings.kind.root:
-                    columns = value.flatten(0, 1).flatten(1)
-                    with without_autocast([columns.device.type]):
-                        parts[Key(quantity, name, "")] = Part(OF_LOSS, columns.t() @ columns, name)
+                if self._is_root(quantity):
+                    matrix = value
+                    if self.together.several:  # V V^T adds up over ranks
+                        with without_autocast([value.device.type]):
+                            matrix = Root(value).whole()
+                    parts[Key(quantity, name, "")] = Part(OF_LOSS, matrix, name)
                 elif isinstance(value, Tensor):
                     field = self.settings.kind.field_of(quantity)
                     parts[Key(quantity, name, field)] = Part(hows[0], value, name)

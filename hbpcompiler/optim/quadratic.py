@@ -44,14 +44,34 @@ class Quadratic:
         return Quadratic(self.curvature * both, self.damping * both, self.slope * w)
 
     def minimum(self, given: Sequence[float | None]) -> Tensor:
-        """w that minimises q, where some coefficients are given and None is free. One of no effect is zero."""
-        matrix = self.curvature + self.damping
+        """w that minimises q, where some coefficients are given and None is free. One of no effect is zero.
+
+        Of a loss that is not convex q may fall for ever, and is level where it is highest: there its curvature counts
+        by its absolute value (Dauphin et al. 2014), so that steps lead down and none is longer for it.
+        """
         w = torch.tensor([0.0 if value is None else value for value in given], dtype=torch.float64, device="cpu")
         free = [i for i, value in enumerate(given) if value is None]
         if free:
+            matrix = self._positive() + self.damping
             rest = self.slope[free] + matrix[free] @ w
             w[free] = -(torch.linalg.pinv(matrix[free][:, free], hermitian=True) @ rest)
         return w
+
+    def _positive(self) -> Tensor:
+        """V^T |C| V, of C's part in the span of V; the lengths are those of the damping. V^T C V where C is positive.
+        """
+        lengths = self.damping.diagonal().sqrt()
+        scale = torch.where(lengths > 0, 1 / lengths, 0.0)  # directions as long as each other, else one is rounding
+        both = torch.outer(scale, scale)
+        metric = self.damping * both
+        values, vectors = torch.linalg.eigh(metric)
+        kept = values > torch.finfo(torch.float64).eps * len(values)
+        units = vectors[:, kept] / values[kept].sqrt()
+        bends, turns = torch.linalg.eigh(units.t() @ (self.curvature * both) @ units)
+        if not (bends < 0).any():
+            return self.curvature
+        back = lengths.unsqueeze(1) * (metric @ units @ turns)
+        return (back * bends.abs()) @ back.t()
 
     def change(self, w: Tensor) -> float:
         """q(w) without damping: the change of L that the model predicts."""

@@ -13,7 +13,7 @@ from hbpcompiler.curvature import Block, Curvature, curvature
 from hbpcompiler.curvature.spread import decompose
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.guards.ambient import without_autocast
-from hbpcompiler.optim.averages import Averages
+from hbpcompiler.optim.averages import Averages, Root
 from hbpcompiler.optim.kinds import ABSOLUTE, CLIPPED
 from hbpcompiler.optim.products import times
 from hbpcompiler.optim.programs import Gradient, Programs, Seen, Settings, trainable_in
@@ -45,7 +45,7 @@ class RunningCurvature:
         """The inverse's blocks, by their parameters."""
         self._stored: Mapping[str, Stored] = {}
         self._trainable: frozenset[str] = frozenset()
-        """The parameters that were trainable at the last update."""
+        """The parameters that were trainable at the last update, but for those that are skipped."""
 
     # -- a batch -------------------------------------------------------------------------------------------------------
 
@@ -55,7 +55,7 @@ class RunningCurvature:
 
         The gradient is None where loss or gradient is not finite; then nothing else has changed.
         """
-        trainable = trainable_in(self.model)
+        trainable = trainable_in(self.model) - self.settings.skipped
         new = trainable != self._trainable or bool(self._of_other_shapes(self._inverted.values()))
         if not new and step % self.settings.update_every:
             return self.gradient(batch, step)
@@ -76,7 +76,7 @@ class RunningCurvature:
 
     def gradient(self, batch: tuple[Any, ...], step: int) -> tuple[Tensor, Gradient | None]:
         """Loss and gradient; None if not all is finite."""
-        seen = self._checked(self.programs.seen(lambda: self.programs.gradient_alone, batch, step))
+        seen = self._checked(self.programs.gradient(batch, step))
         return seen.loss, seen.gradient
 
     def _checked(self, seen: Seen) -> Seen:
@@ -86,9 +86,10 @@ class RunningCurvature:
 
     def _enter(self, seen: Seen) -> bool:
         """Whether the curvature is finite, and in the averages now; it is no longer in `seen`."""
-        finite = all_finite(seen.curvature.values())
+        finite = all_finite(value.trace() if isinstance(value, Root) else value for value in seen.curvature.values())
         if finite:
-            self.averages.update(seen.curvature)
+            with self.in_own_precision():
+                self.averages.update(seen.curvature)
         seen.curvature.clear()
         return finite
 

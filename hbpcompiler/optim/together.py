@@ -31,6 +31,7 @@ from hbpcompiler.quantities import OF_LOSS
 
 Found = TypeVar("Found")
 NOT_HERE = "the step failed"
+OTHER_PARAMETERS = "the ranks' models have different trainable parameters"
 
 
 class Part(NamedTuple):
@@ -63,6 +64,8 @@ class Together:
         """Of the present batch, on all ranks."""
         self.share = 1.0
         """What this rank's part of it counts for in a value on the scale of L."""
+        self.draws_as = self.ranks.rank
+        """The rank that draws of no one sample are those of."""
         self._before = 0
         self._same_model = False
         self._weighers: dict[int, tuple[Built, Weigher]] = {}
@@ -127,10 +130,10 @@ class Together:
             weight = self._weight(program, check_batch(model, batch))
         except Exception as error:  # whatever it is, the other ranks wait to be told
             failure = error
-        told = self._told(failure, _Told("" if failure is None else f"{type(failure).__name__}: {failure}", weight,
-                                         [(key, tuple(part.tensor.shape)) for key, part in parts.items()]))
-        if any(own.tensors != told[0].tensors for own in told):
-            raise InputError("the ranks' models have different trainable parameters")
+        shapes = [(key, tuple(part.tensor.shape)) for key, part in parts.items()]
+        told = self._told(failure, _Told(_text(failure), weight, shapes))
+        if any(own.tensors != shapes for own in told):
+            raise InputError(OTHER_PARAMETERS)
         assert weight is not None
         whole = Sums((), torch.float64, False)
         for own in told:
@@ -144,6 +147,29 @@ class Together:
             part = parts.pop(key)
             found[key] = _scaled(part.tensor, whole.share(part.how, part.parameter, weight))
             del part
+        with waiting(self.ranks.rank):
+            all_reduce(list(found.values()), self.group)
+        return found
+
+    def on_whole(self, batch: tuple[Any, ...],
+                 compute: Callable[[tuple[Any, ...]], Mapping[Hashable, Tensor]]) -> dict[Any, Tensor]:
+        """What `compute` gives of the batch of all ranks, of what is no sum over parts of it: each rank computes all,
+        and their mean is the same to the last digit. It raises as `averaged` does."""
+        if not self.several:
+            return dict(compute(batch))
+        whole, before = self.whole(batch), self._before
+        failure: Exception | None = None
+        parts: dict[Hashable, Tensor] = {}
+        self._before, self.draws_as = 0, 0
+        try:
+            parts = dict(compute(whole))
+        except Exception as error:  # whatever it is, the other ranks wait to be told
+            failure = error
+        self._before, self.draws_as = before, self.ranks.rank
+        shapes = [(key, tuple(tensor.shape)) for key, tensor in parts.items()]
+        if any(own.tensors != shapes for own in self._told(failure, _Told(_text(failure), None, shapes))):
+            raise InputError(OTHER_PARAMETERS)
+        found = {key: parts.pop(key) / self.ranks.world for key in list(parts)}  # tensors of its own
         with waiting(self.ranks.rank):
             all_reduce(list(found.values()), self.group)
         return found
@@ -233,6 +259,10 @@ class Together:
         if id(built) not in self._weighers:
             self._weighers[id(built)] = built, Weigher(program, built)
         return self._weighers[id(built)][1].weight(batch, None)
+
+
+def _text(failure: Exception | None) -> str:
+    return "" if failure is None else f"{type(failure).__name__}: {failure}"
 
 
 def _scaled(tensor: Tensor, share: float) -> Tensor:

@@ -51,6 +51,17 @@ def test_what_the_repository_keeps_are_runs_of_known_settings(tmp_path):
         assert line in shown.splitlines(), line
 
 
+def test_settings_are_the_best_of_the_kept_grids(tmp_path):
+    """Of each grid as many points are kept as were tried, or more, of a search that goes on."""
+    kept.restore(tmp_path)
+    for (task, method), setting in settings_in(kept.FILE.with_name("settings.json")).items():
+        protocol = Protocol({task: (method,)})
+        tried = protocol.tried(tmp_path, task, method)
+        assert len(tried) >= setting.tried, (task, method)
+        if len(tried) == setting.tried:
+            assert protocol.best(tmp_path, task, method) == setting.point, (task, method)
+
+
 def test_grids_of_known_settings_are_not_tried_again(tmp_path):
     point = (("lr", 0.01), ("beta1", 0.8))
     known = {(TASK, "adam"): Setting(point, 7)}

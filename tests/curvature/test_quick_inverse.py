@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.curvature import symmetric
 from tests.curvature.test_blocks import Factors, close, psd
 
@@ -64,3 +65,17 @@ def test_of_indefinite_and_of_nearly_singular_matrices_eigenvectors_decide(eigen
     assert len(eigenvectors) == 2
     close(quick.to_dense(), slow.to_dense(), "nearly singular")
     assert torch.linalg.eigvalsh(quick.to_dense().double())[-1] < 1.01 / damping
+
+
+def test_it_takes_one_matrix_in_double_precision_beside_the_result():
+    torch.manual_seed(0)
+    size = 300
+    root = torch.randn(size, size)
+    blocks = hbp.curvature({"a": root @ root.T / size}, {"a": (size,)})
+    with Meter() as meter:
+        start = meter.peak = meter.held
+        found = blocks.inverse(0.3, "exact")
+        grown = meter.peak - start
+    assert found.dtype == torch.float32
+    single = 4 * size**2
+    assert grown < 2 * single + 3.5 * single  # what drops traces of dead units is in single precision

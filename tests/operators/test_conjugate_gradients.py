@@ -31,6 +31,8 @@ def test_conjugate_gradients():
     uphill = solve(lambda v: -v, b)
     assert uphill.negative
     assert torch.equal(uphill.x, b)
+    close(solve(lambda v: -3 * v, b, damping=2.0).x, b / 5, "as long as with the other sign")
+    assert torch.equal(solve(lambda v: 0 * v, b).x, b)
 
 
 def operator(dtype=torch.float64, kind="ggn"):

@@ -50,6 +50,13 @@ def ignored():
     return model, loss, X, y
 
 
+def dropped():
+    """A sum over labels of which the last ranks' are all ignored."""
+    _, loss, X, y = plain("sum")
+    y[5:] = -100
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Dropout(0.3), nn.Linear(4, 2)).double(), loss, X, y
+
+
 def preconditioned(curvature, **options):
     """A preconditioner with SGD, as an optimizer."""
     def made(model, loss):
@@ -80,6 +87,8 @@ CASES = {
         *given, lr=0.1, damping=0.3, curvature="diag_ggn", update_every=1)),
     "block newton where all labels are ignored": (ignored, lambda *given: hbp.optim.BlockNewton(
         *given, curvature="hessian", progress=0.0)),
+    "kfra, which does not add up": (plain, lambda *given: hbp.optim.KFRA(*given, damping=0.3, adapt_every=1, **EVERY)),
+    "kfra of a sum with dropout and ignored labels": (dropped, preconditioned("kfra", **EVERY)),
     "newton": (plain, lambda *given: hbp.optim.Newton(*given, damping=0.3, lr=0.5, top=5)),
 }
 

@@ -370,8 +370,12 @@ def test_bad_input_is_one_error_and_leaves_the_parameters():
             hbp.optim.KFAC(model, None, **wrong)
     with pytest.raises(hbp.CompileError, match="1 of its 1 parameters are not among the model's"):
         hbp.optim.KFAC(model, None, [nn.Parameter(torch.ones(2))])
-    with pytest.raises(ValueError, match="parameter group"):
+    with pytest.raises(hbp.CompileError, match=r"0\.weight is in another group already"):
         hbp.optim.KFAC(model, None, [{"params": [model[0].weight]}, {"params": [model[0].weight]}])
+    with pytest.raises(hbp.CompileError, match=r"0\.weight is in it 2 times"):
+        hbp.optim.KFAC(model, None, [model[0].weight, model[0].weight])
+    with pytest.raises(hbp.CompileError, match="params is a set, whose order is another in each run"):
+        hbp.optim.KFAC(model, None, [{"params": {*model.parameters()}}])
     with pytest.raises(hbp.CompileError, match="lr is None here and"):
         hbp.optim.KFAC(model, None, [{"params": [model[0].weight], "lr": None}], lr=0.1)
     optimizer = hbp.optim.KFAC(model, None, [model[0].weight, model[0].bias], least_damping=0.5)

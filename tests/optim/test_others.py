@@ -1,6 +1,7 @@
 """`Diagonal`, `BlockNewton` and `Newton` against dense linear algebra."""
 
 import copy
+import math
 from itertools import pairwise
 
 import pytest
@@ -66,6 +67,28 @@ def test_diagonal(rule, curvature):
             close(step, -0.2 * (expected + 0.1 * before[name]), f"{rule} {name}")
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_momentum_that_is_scheduled_leaves_the_mean_without_bias(is_old):
+    """Each gradient counts by what the momenta of its own and later steps leave of it; a state of before goes on."""
+    model, X, y = chain()
+    optimizer = hbp.optim.Diagonal(model, None, curvature="diag_ggn", damping=0.3, ema=0.0, update_every=1)
+    momenta, gradients = [0.95, 0.95, 0.9, 0.5], []
+    for step, momentum in enumerate(momenta):
+        optimizer.param_groups[0]["momentum"] = momentum
+        weights = [(1 - momenta[s]) * math.prod(momenta[s + 1:step + 1]) for s in range(step + 1)]
+        gradients.append(gradient(model, mean_loss, X, y))
+        h = hbp.compile(model, mean_loss, ["diag_ggn"])(X, y).diag_ggn
+        before = values(model)
+        optimizer.step(X, y)
+        for name, moved_by in moved(model, before).items():
+            mean = sum(w * own[name] for w, own in zip(weights, gradients, strict=True)) / sum(weights)
+            close(moved_by, -0.1 * mean / (h[name] + 0.3), f"step {step}, {name}")
+        if is_old and step == 0:
+            for state in optimizer.state.values():
+                del state["weight"]
+                state["updates"] = 1
+
+
 @pytest.mark.parametrize("curvature", ["hessian", "ggn"])
 def test_block_newton_run_to_convergence_is_the_dense_solution(curvature):
     torch.manual_seed(0)
@@ -106,6 +129,28 @@ def test_block_newton_with_positive_curvature_is_the_dense_solution(curvature):
     for name, step in moved(model, before).items():
         damped = dense[name] + 0.1 * torch.eye(len(dense[name])).double()
         close(step.flatten(), -0.5 * torch.linalg.solve(damped, own[name].flatten()), name)
+
+
+def test_block_newton_where_the_curvature_along_the_gradient_is_negative():
+    """There it counts by its absolute value, so that a loss times c with a damping times c makes the same step."""
+    for c in (1.0, 50.0):
+        torch.manual_seed(0)
+        model, (X, y) = nn.Linear(3, 2).double(), (torch.randn(6, 3).double(), torch.zeros(6).long())
+        with torch.no_grad():
+            model.weight.mul_(0.1)
+            model.bias.fill_(0.1)
+
+        def loss(output, target, c=c):
+            return c * torch.cos(2 * output).sum(1).mean()
+
+        H, own, before = blocks(whole_hessian(model, loss, X, y), model), gradient(model, loss, X, y), values(model)
+        optimizer = hbp.optim.BlockNewton(model, loss, lr=0.5, damping=0.3 * c, curvature="hessian")
+        optimizer.step(X, y)
+        for name, step in moved(model, before).items():
+            g = own[name].flatten()
+            assert g @ H[name] @ g < -0.3 * c * g @ g
+            assert optimizer.solutions[name].negative
+            close(step.flatten(), -0.5 * g * (g @ g) / ((g @ H[name] @ g).abs() + 0.3 * c * g @ g), f"{c} {name}")
 
 
 def test_block_newton_reaches_the_minimum():

@@ -92,6 +92,20 @@ def test_whole_blocks_with_a_damping_for_each():
         close(found.flatten(), torch.linalg.solve(dense, own[name].flatten()), name)
 
 
+def test_whole_blocks_of_two_batches():
+    model, X, y = chain()
+    _, other, labels = chain(1, samples=4)
+    pre = hbp.optim.Preconditioner(model, None, "blocks", 0.3, ema=0.6, update_every=1, invert_every=1)
+    pre.step(other, labels)
+    pre.step(X, y)
+    newest = 0.4 / (1 - 0.36)
+    G = (1 - newest) * whole_ggn(model, mean_loss, other, labels) + newest * whole_ggn(model, mean_loss, X, y)
+    own = gradient(model, mean_loss, X, y)
+    for name, block in blocks(G, model).items():
+        damped = block + 0.3 * torch.eye(len(block)).double()
+        close(grads(model)[name].flatten(), torch.linalg.solve(damped, own[name].flatten()), name)
+
+
 @slow("many steps")
 def test_sums_have_the_fisher_matrix_of_sums():
     """A sum's curvature is N times that of the mean: with N times the damping the step is the same."""

@@ -203,7 +203,8 @@ def test_kfac(tmp_path):
     text = run_example("kfac.py", tmp_path)
     losses = {line.split()[0]: [float(part) for part in line.split()[1:5]] for line in text.splitlines()
               if line.startswith(("  Adam", "  KFAC"))}
-    assert all(ours < adams for ours, adams in zip(losses["KFAC"][1:], losses["Adam"][1:], strict=True))
+    assert all(ours < adams for ours, adams in zip(losses["KFAC"][:3], losses["Adam"][:3], strict=True))
+    assert losses["KFAC"][3] < 2e-3  # where Adam, tuned, comes to as well on some machines
     assert (tmp_path / "out" / "kfac.png").stat().st_size > 1000
 
 
