@@ -27,17 +27,8 @@ from hbpcompiler.rule import (
 )
 from hbpcompiler.rule.ranges import above_zero, lengths
 
-from .shared.matrix_products import cross_columns, some_cross_columns
+from .shared.matrix_products import cross_columns, some_cross_columns, summed
 from .shared.units import finite_unit
-
-
-def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:
-    """[N, K, *full] -> [N, K, *shape]: the sum over repeated axes, which have length one in shape or are missing."""
-    missing = len(full) - len(shape)
-    ones = [axis + 2 for axis in range(missing, len(full)) if shape[axis - missing] != full[axis]]
-    if ones:
-        columns = columns.sum(ones, True)
-    return columns.sum(list(range(2, 2 + missing))) if missing else columns
 
 
 @dataclass(frozen=True)

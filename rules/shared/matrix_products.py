@@ -1,9 +1,10 @@
-"""Columns of the cross block of a matrix product A B, [*b, r, s] by [*b, s, t], under a gradient g [N, b, r, t]."""
+"""Of a matrix product A B, [*b, r, s] by [*b, s, t]: columns of its cross block, under a gradient g [N, b, r, t]; what
+was repeated along batch axes."""
 
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.rule import Tensor, otherwise_called
+from hbpcompiler.rule import Shape, Tensor, otherwise_called
 from hbpcompiler.rule.ranges import above_zero, lengths
 
 
@@ -30,3 +31,12 @@ def some_cross_columns(g: Tensor, batch: int, rows: int, inner: int, numbers: Te
     place = numbers // (rows * inner) * inner + numbers % inner
     spread = F.one_hot(place, batch * inner).type_as(g).unsqueeze(-1)
     return own, ((met / (2 * size)).unsqueeze(2) * spread).unflatten(2, (batch, inner))
+
+
+def summed(columns: Tensor, shape: Shape, full: Shape) -> Tensor:
+    """[N, K, *full] -> [N, K, *shape]: the sum over repeated axes, which have length one in shape or are missing."""
+    missing = len(full) - len(shape)
+    ones = [axis + 2 for axis in range(missing, len(full)) if shape[axis - missing] != full[axis]]
+    if ones:
+        columns = columns.sum(ones, True)
+    return columns.sum(list(range(2, 2 + missing))) if missing else columns
