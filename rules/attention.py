@@ -39,6 +39,7 @@ from .shared.attention_steps import (
     shared,
     weights_step,
 )
+from .shared.matrix_products import summed
 
 # -- forward ---------------------------------------------------------------------------------------------------------
 
@@ -47,10 +48,9 @@ def forward(op: Op) -> Any:
     options: dict[str, Any] = {"enable_gqa": True} if op.enable_gqa else {}
     if op.scale is not None:
         options["scale"] = op.scale
-    if op.is_causal:
-        options["is_causal"] = True
-    if op.dropout_p:
-        options["dropout_p"] = op.dropout_p
+    for name in ("is_causal", "dropout_p"):
+        if getattr(op, name):
+            options[name] = getattr(op, name)
     if op.has("attn_mask"):
         options["attn_mask"] = op.attn_mask
     if not op.differentiated:
@@ -116,7 +116,7 @@ def scores_to_mask(op: Op, columns: Tensor) -> Tensor:
     """The sum over what the mask is repeated along; it may have an axis of length one in place of samples."""
     shape, full = op.shape("attn_mask"), scores_shape(op)
     own = shape[1:] if len(shape) > len(full) else shape
-    total = matmul.summed(columns, own, full)
+    total = summed(columns, own, full)
     return total if own == shape else total.unsqueeze(2)
 
 

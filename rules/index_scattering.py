@@ -12,7 +12,6 @@ import torch
 
 from hbpcompiler.rule import Case, Contraction, Op, Structure, Tensor
 
-from .matmul import summed
 from .shared.indices import (
     index_shape,
     indexed,
@@ -23,6 +22,7 @@ from .shared.indices import (
     rest_of,
     without_picked,
 )
+from .shared.matrix_products import summed
 from .shared.putting import across_samples, putting
 from .shared.selecting import axis, selection
 
