@@ -8,7 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from hbpcompiler.errors import InputError
+from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.quantities.vocabulary import RESIDUAL, RESIDUAL_MC
 
+SECOND_ORDER = frozenset({RESIDUAL, RESIDUAL_MC})
 NO_NUMBER = ("{where} is not a number on this batch, on which the model's own gradient is finite: a value is exactly "
              "where the slope of an operation that it goes through is infinite (0 for a logarithm or a root), and a "
              "program's products with it have no value there. Keep such values away from it, as in x.clamp(min=1e-12) "
@@ -16,8 +19,11 @@ NO_NUMBER = ("{where} is not a number on this batch, on which the model's own gr
 
 
 def refuse_lost(raw: Any, quantities: Sequence[str], gradients: Callable[[], Mapping[str, Tensor]]) -> None:
-    """InputError where a quantity is NaN, and `gradients`, the model's own, are finite."""
+    """InputError where a quantity of first derivatives is NaN, and `gradients`, the model's own, are finite. Second
+    derivatives may have no value where first ones have."""
     for name in quantities:
+        if any(closing.stream in SECOND_ORDER for closing in QUANTITIES[name].closings):
+            continue
         for where, tensor in _tensors(getattr(raw, name), name):
             if tensor.is_floating_point() and bool(tensor.isnan().any()):
                 if all(bool(own.isfinite().all()) for own in gradients().values()):

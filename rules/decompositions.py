@@ -129,7 +129,8 @@ def standard_deviation(
     """The norm of what is left without the mean, which has a derivative at 0, as torch's has: the root of the variance
     has none."""
     axes = [axis % x.dim() for axis in dim] if dim else list(range(x.dim()))
-    length = 0 if 0 in axes else math.prod(x.shape[axis] for axis in axes)
+    over_samples = 0 in axes and not isinstance(x.shape[0], int)  # of parameters all lengths are numbers
+    length = 0 if over_samples else math.prod(x.shape[axis] for axis in axes)
     degrees = length - (1 if correction is None else correction)
     if degrees <= 0:  # over the samples, or of too few numbers: refused where the variance is
         return x.var(dim, correction=correction, keepdim=keepdim).sqrt()

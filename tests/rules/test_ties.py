@@ -99,3 +99,31 @@ def test_the_slope_of_x_log_y_at_zero(function):
     found = compiled(X, y).grad
     for (name, _), gradient in zip(model.named_parameters(), wanted, strict=True):
         torch.testing.assert_close(found[name], gradient)
+
+
+class Standardised(nn.Module):
+    """Weights without their mean over an axis, divided by their deviation along it."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight, self.last, self.dim = nn.Parameter(torch.randn(3, 3)), nn.Linear(3, 2), dim
+
+    def forward(self, x):
+        own = self.weight
+        return self.last(x @ ((own - own.mean(self.dim, True)) / (own.std(self.dim, keepdim=True) + 1e-5)))
+
+
+@pytest.mark.parametrize("dim", [0, 1, (0, 1)])
+@pytest.mark.parametrize("at_first", [False, True])
+def test_deviations_of_equal_weights(dim, at_first):
+    torch.manual_seed(0)
+    model, X, y = Standardised(dim).double(), torch.randn(4, 3).double(), torch.randn(4, 2).double()
+    if at_first:
+        nn.init.ones_(model.weight)
+    compiled = hbp.compile(model, nn.MSELoss(), ["grad"], example_inputs=(X, y))
+    nn.init.zeros_(model.weight)
+    with torch.no_grad():
+        model.weight[0, 1] = model.weight[1, 1] = 0.5
+    (wanted,) = torch.autograd.grad(nn.MSELoss()(model(X), y), model.weight)
+    assert wanted.isfinite().all()
+    torch.testing.assert_close(compiled(X, y).grad["weight"], wanted)
