@@ -22,7 +22,7 @@ def refuse_lost(raw: Any, quantities: Sequence[str], gradients: Callable[[], Map
     """InputError where a quantity of first derivatives is NaN, and `gradients`, the model's own, are finite. Second
     derivatives may have no value where first ones have."""
     for name in quantities:
-        if any(closing.stream in SECOND_ORDER for closing in QUANTITIES[name].closings):
+        if any(closing.stream in SECOND_ORDER for closing in QUANTITIES[name].needs):
             continue
         for where, tensor in _tensors(getattr(raw, name), name):
             if tensor.is_floating_point() and bool(tensor.isnan().any()):
