@@ -80,7 +80,7 @@ class Programs:
         state = self._state_now()
         built = _serving(state, batch) or self._lengths.known(state, batch)
         if built is None:
-            with TRACING, rare_collections():
+            with TRACING, rare_collections(), queues_noted():
                 state, built = self._make(batch, brought)
         built.used = next(self._uses)
         self._last = state, built
@@ -90,7 +90,6 @@ class Programs:
         """Python's state, as far as the model and the loss read it."""
         return undisturbed(self.model, self._guards.current)
 
-    @queues_noted()
     def _make(self, batch: Batch, brought: Brought) -> tuple[State, Built]:
         """Trace and build, unless another thread has just done so."""
         state = self._state_now()
@@ -154,7 +153,6 @@ class Programs:
                                      "Kronecker factor: it has entries that are NaN or infinite, or of too different "
                                      "sizes; look at the inputs and the loss") from error
 
-    @queues_noted()
     def _first_run(self, state: State, built: Built, batch: Batch, beside: Mapping[str, Any]) -> Any:
         """What the program returns, if it agrees with the model's own training step (see `prove`); or ProofError.
 
@@ -166,15 +164,14 @@ class Programs:
         as_called = weights is None or can_weigh(built.matched, weights)
         candidate = self._candidate(state, built, beside if as_called else without_weights(beside))
         try:
-            with TRACING, alone(self.model, self.loss):  # else a step in another thread may come between
+            # Else a step in another thread may come between.
+            with self._undone(state), TRACING, alone(self.model, self.loss):
                 raw = self._proven(built, batch, candidate, lambda: self._run(state, built, batch, beside), as_called)
         except ProofError:
             if not built.proven:
                 self._guards.drop(state, batch.form, built)
                 self._last = None
             raise
-        finally:
-            state.put_back()
         built.proven.add(batch.samples == 1)
         return raw
 
