@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+import hbpcompiler as hbp
 from hbpcompiler.rule import Op
 from hbpcompiler.rule.idioms import covariance_root
 from hbpcompiler.rule.registry import builtin
@@ -95,3 +97,19 @@ def test_terms_that_a_mean_does_not_go_over_are_noticed(terms):
     rule = builtin().find("aten.cross_entropy_loss", "")
     with pytest.raises(AssertionError, match="terms: off by"):
         check_rule(replace(rule, terms=terms))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_mean_of_classes_that_weigh_nothing_is_nan_as_torchs(smoothing):
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3).double()
+    loss = nn.CrossEntropyLoss(torch.tensor([0.0, 1.0, 0.0]).double(), label_smoothing=smoothing)
+    compiled = hbp.compile(model, loss, ["grad", "diag_h", "batch_grad"])
+    x = torch.randn(4, 3).double()
+    assert compiled(x, torch.tensor([0, 1, -100, 1])).grad["bias"].isfinite().all()
+    found = compiled(x, torch.tensor([0, 2, -100, 0]))
+    assert torch.autograd.grad(loss(model(x), torch.tensor([0, 2, -100, 0])), model.bias)[0].isnan().all()
+    assert found.loss.isnan()
+    assert found.grad["bias"].isnan().all()
+    assert found.diag_h["bias"].isnan().all()
+    assert found.batch_grad["bias"].isnan().any()
