@@ -33,6 +33,7 @@ from torch import Tensor
 
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
+from hbpcompiler.rule.crossing import masked, times_slope
 from hbpcompiler.rule.derivatives import bend_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, otherwise_called, split, vmap_columns
 from hbpcompiler.rule.idioms import (
@@ -40,6 +41,7 @@ from hbpcompiler.rule.idioms import (
     covariance_root,
     fused_attention,
     fused_attention_back,
+    passed,
     sampled_columns,
     scatter_to,
     spread_select,
@@ -121,10 +123,12 @@ __all__ = [
     "gru_steps_back",
     "lstm_steps",
     "lstm_steps_back",
+    "masked",
     "merge",
     "operand_symbol",
     "otherwise_called",
     "pad_axes",
+    "passed",
     "patches",
     "pulled_back",
     "residual_columns",
@@ -138,6 +142,7 @@ __all__ = [
     "spread_select",
     "spread_slice",
     "standardised_back",
+    "times_slope",
     "torch",
     "vjp",
     "vmap_columns",

@@ -17,6 +17,7 @@ from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Operation, Value, meta
 from hbpcompiler.rule import Op, Rule, Structure
 from hbpcompiler.rule.bilinear import columns_to
+from hbpcompiler.rule.crossing import times_slope, times_square
 
 
 def pull(backward: Backward, step: Pull) -> None:
@@ -42,11 +43,11 @@ def _pulled(backward: Backward, step: Pull) -> Any:
         name = backward.matched.names[value.name]
         return otherwise_named(row, f"{PREFIX[step.piece.stream]}_{name}_row").unsqueeze(1)
     if form == COLUMNS and rule.elementwise_in(op):
-        return arrived * backward.derivative(step.operation).unsqueeze(1)
+        return times_slope(arrived, backward.derivative(step.operation))
     if form == COLUMNS:
         return jac_t(arrived)
     if form == DIAGONAL_FORM and rule.elementwise_in(op):
-        return arrived * backward.derivative(step.operation).square()
+        return times_square(arrived, backward.derivative(step.operation))
     if form == DIAGONAL_FORM:
         return jac_t(arrived.unsqueeze(1)).squeeze(1)  # coefficients 0 and 1 are their own squares
     return _pull_matrix(backward, step, arrived)
