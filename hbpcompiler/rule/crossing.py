@@ -23,7 +23,7 @@ def masked(slope: Tensor, alive: Tensor) -> Tensor:
 
 def times_slope(columns: Tensor, slope: Tensor, alive: Tensor | None = None) -> Tensor:
     """Columns [N, K, *z] times the slope; 0 where `alive`, or what `masked` said of it, is 0."""
-    alive = _known(slope) if alive is None else alive
+    alive = alive_of(slope) if alive is None else alive
     if alive is slope:
         return passed(columns, slope.unsqueeze(1))
     product = columns * slope.unsqueeze(1)
@@ -32,14 +32,14 @@ def times_slope(columns: Tensor, slope: Tensor, alive: Tensor | None = None) -> 
 
 def times_square(diagonal: Tensor, slope: Tensor) -> Tensor:
     """A diagonal [N, *z] times the slope's square, likewise."""
-    alive = _known(slope)
+    alive = alive_of(slope)
     if alive is slope:
         return passed(diagonal, slope)
     product = diagonal * slope.square()
     return product if alive is None else passed(product, alive)
 
 
-def _known(slope: Any) -> Any | None:
-    """Identity tells a mask from a slope beside one: a proxy of one node is another object each time."""
+def alive_of(slope: Any) -> Any | None:
+    """What `masked` said of a slope: the slope itself where that is a mask, None where nothing."""
     alive = slope.node.meta.get("alive") if isinstance(slope, torch.fx.Proxy) else None
     return slope if alive is not None and alive.node is slope.node else alive

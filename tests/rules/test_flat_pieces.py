@@ -64,3 +64,28 @@ def test_a_flat_piece_passes_no_infinite_slope(name):
                             if entry.requires_grad else torch.zeros(()) for i, entry in enumerate(gradient)])
     if diagonal.isfinite().all():  # torch's own double backward may multiply
         torch.testing.assert_close(found.diag_h["first.bias"], diagonal, rtol=1e-10, atol=1e-12)
+
+
+class Pooled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 3, 3, padding=1), nn.Linear(1, 2)
+
+    def forward(self, x):
+        h = F.max_pool2d(F.relu(self.first(x)), 2)
+        return self.last(h.flatten(1).sum(1, keepdim=True).sqrt())
+
+
+def test_nor_do_columns_kept_behind_a_pool():
+    torch.manual_seed(0)
+    model, loss = Pooled().double(), nn.MSELoss()
+    x, y = torch.randn(3, 1, 8, 8).double(), torch.randn(3, 2).double()
+    with torch.no_grad():
+        model.first.bias.fill_(-0.1)
+    compiled = hbp.compile(model, loss, ["diag_h"])
+    compiled(x, y)
+    assert "pooled_" in compiled.code
+    x[1] = 0
+    gradient = torch.autograd.grad(loss(model(x), y), model.first.bias, create_graph=True)[0]
+    right = [torch.autograd.grad(entry, model.first.bias, retain_graph=True)[0][i] for i, entry in enumerate(gradient)]
+    torch.testing.assert_close(compiled(x, y).diag_h["first.bias"], torch.stack(right), rtol=1e-10, atol=1e-12)

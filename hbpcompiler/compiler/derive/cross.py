@@ -17,7 +17,7 @@ from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Operation, Value, meta
 from hbpcompiler.rule import Op, Rule, Structure
 from hbpcompiler.rule.bilinear import columns_to
-from hbpcompiler.rule.crossing import times_slope, times_square
+from hbpcompiler.rule.crossing import alive_of, times_slope, times_square
 
 
 def pull(backward: Backward, step: Pull) -> None:
@@ -87,8 +87,13 @@ def _pull_pooled(backward: Backward, step: Pull) -> Any:
     else:
         before, index = backward.pooled[step.operation.name, piece.name]
         slope = backward.derivative(step.operation)
-        slope = slope.flatten(2) if len(value.sample_shape) > 2 else slope
-        columns = before * slope.gather(2, index).unsqueeze(1)
+        alive = alive_of(slope)
+
+        def at_places(whole: Any) -> Any:
+            return (whole.flatten(2) if len(value.sample_shape) > 2 else whole).gather(2, index)
+
+        own = at_places(slope)
+        columns = times_slope(before, own, own if alive is slope else None if alive is None else at_places(alive))
     backward.pooled[value.name, piece.name] = named(columns, f"pooled_{PREFIX[piece.stream]}_{name}"), index
     return backward.jac_t(pool, "self")(columns.unflatten(3, pool.output.sample_shape[1:]))
 
