@@ -21,7 +21,9 @@ from torch import Tensor
 
 from hbpcompiler.errors import RuleError
 from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, flat, operand_symbol
+from hbpcompiler.rule.crossing import masked, times_slope
 from hbpcompiler.rule.formula import Written, attribute, bound, dy, x, y
+from hbpcompiler.rule.idioms import passed
 from hbpcompiler.rule.rule import Backward
 from hbpcompiler.rule.simpler import tidy
 from hbpcompiler.rule.symbolic import evaluate, expm1, normal_cdf, normal_pdf, sigmoid, softplus
@@ -62,14 +64,21 @@ def elementwise(
 
     def derivative(op: Op) -> Any:
         value = _write(op, pair(op), 0)
-        return torch.full_like(op.self, value) if isinstance(value, int | float) else value
+        if isinstance(value, int | float):
+            return torch.full_like(op.self, value)
+        alive = _alive(op, pair(op), 0, value)
+        return value if alive is None else masked(value, alive)
 
     def jac_t(op: Op, columns: Tensor) -> Tensor:
         value = _write(op, pair(op), 0)
-        return _times(columns, value) if isinstance(value, int | float) else columns * value.unsqueeze(1)
+        if isinstance(value, int | float):
+            return _times(columns, value)
+        return times_slope(columns, value, _alive(op, pair(op), 0, value))
 
     def diagonal(op: Op, gradient: Tensor) -> Tensor:
-        return _times(gradient, _write(op, pair(op), 1))
+        value = _write(op, pair(op), 1)
+        alive = _alive(op, pair(op), 1, value)
+        return _times(gradient, value) if alive is None else passed(_times(gradient, value), alive)
 
     def residual(op: Op) -> Residual:
         return ZERO if pair(op)[1] == 0 else Diagonal(diagonal)
@@ -196,6 +205,15 @@ def _write(op: Op, pair: tuple[Expr, Expr], which: int) -> Any:
         return evaluate(expression, values)
 
     return value_of(reduced[which])
+
+
+def _alive(op: Op, pair: tuple[Expr, Expr], which: int, value: Any) -> Any | None:
+    """Where y' or y'', whose value is this, is not of a piece that is 0; None if it has no such piece."""
+    derivative = pair[which]
+    if not isinstance(derivative, Piecewise) or all(piece != 0 for piece, _ in derivative.args):
+        return None
+    alive = Piecewise(*((int(piece != 0), condition) for piece, condition in derivative.args))
+    return value if alive == derivative else _write(op, (alive, alive), 0)
 
 
 def _times(value: Tensor, factor: Any) -> Tensor:

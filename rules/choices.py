@@ -1,15 +1,15 @@
 """Operations that choose: clamp, the larger or smaller of two, where and masked_fill, triangles of a matrix."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import sympy
 import torch
 
 from hbpcompiler.elementwise import Piecewise, attribute, elementwise, settings, x
-from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, elementwise_jac_t
+from hbpcompiler.rule import ZERO, Case, Op, Rule, Structure, Tensor, masked, passed, times_slope
 
-from .shared.aligned import lifted, misaligned, other_than, unbroadcast
+from .shared.aligned import lifted, misaligned, other_than, unbroadcast, varying
 from .shared.binary import Look, binary, operands
 
 # -- within limits: at a limit itself as much of the gradient passes as this torch lets through -----------------------
@@ -88,8 +88,12 @@ def _clamp_to(operation: str, name: str) -> Rule:
         reached = (op.self >= limit if name == "min" else op.self <= limit).type_as(op.self)
         if AT_TENSOR == 1:
             return reached
-        passed = (op.self > limit if name == "min" else op.self < limit).type_as(op.self)
-        return (reached + passed) / 2
+        beyond = (op.self > limit if name == "min" else op.self < limit).type_as(op.self)
+        return (reached + beyond) / 2
+
+    def jac_t(op: Op, columns: Tensor) -> Tensor:
+        slope = within(op)
+        return times_slope(columns, slope, slope if AT_TENSOR == 1 else slope != 0)
 
     def refuse(op: Op) -> str | None:
         if op.varies(name) or op.shape("self") != op.shape("output"):
@@ -99,7 +103,7 @@ def _clamp_to(operation: str, name: str) -> Rule:
     return Rule(
         operations=[operation],
         forward=lambda op: op.self.clamp(**{name: getattr(op, name)}),
-        jac_t={"self": elementwise_jac_t(within)},
+        jac_t={"self": jac_t},
         residual=ZERO,
         formula="S within the limit, 0 beyond",
         structure=Structure.SELECTION,
@@ -116,31 +120,42 @@ CLAMP_TO = [_clamp_to("aten.clamp_min.Tensor", "min"), _clamp_to("aten.clamp_max
 # -- the larger or smaller of two: equals share the gradient, and NaN is neither smaller nor larger --------------------
 
 
-def maximum_pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
+def maximum_share(op: Op, name: str, look: Look) -> Tensor:
     mine, other = look(name), look(other_than(name))
-    return cotangents * ((~(mine <= other)).type_as(cotangents) + (~(mine < other)).type_as(cotangents)) / 2
+    return ((~(mine <= other)).type_as(op.output) + (~(mine < other)).type_as(op.output)) / 2
 
 
-def minimum_pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
+def minimum_share(op: Op, name: str, look: Look) -> Tensor:
     mine, other = look(name), look(other_than(name))
-    return cotangents * ((~(mine >= other)).type_as(cotangents) + (~(mine > other)).type_as(cotangents)) / 2
+    return ((~(mine >= other)).type_as(op.output) + (~(mine > other)).type_as(op.output)) / 2
 
 
-MAXIMUM = binary(
+def chosen(operations: list[str], forward: Callable[[Op], Tensor], share: Callable[[Op, str, Look], Tensor],
+           formula: str) -> Rule:
+    """The rule from each operand's share of the cotangent: 0, a half or 1."""
+
+    def pull(op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
+        own = share(op, name, look)
+        return passed(cotangents * own, own)
+
+    def derivative(op: Op) -> Tensor:
+        own = share(op, varying(op, ("self", "other"))[0], lambda operand: getattr(op, operand))
+        return masked(own, own != 0)
+
+    return replace(binary(operations, forward, pull, ZERO, operands(""), formula=formula), derivative=derivative)
+
+
+MAXIMUM = chosen(
     ["aten.maximum", "aten.max.other"],
     lambda op: torch.maximum(op.self, op.other),
-    maximum_pull,
-    ZERO,
-    operands(""),
-    formula="S to the larger one, half to each of equals",
+    maximum_share,
+    "S to the larger one, half to each of equals",
 )
-MINIMUM = binary(
+MINIMUM = chosen(
     ["aten.minimum", "aten.min.other"],
     lambda op: torch.minimum(op.self, op.other),
-    minimum_pull,
-    ZERO,
-    operands(""),
-    formula="S to the smaller one, half to each of equals",
+    minimum_share,
+    "S to the smaller one, half to each of equals",
 )
 
 # -- by a mask -------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
+from hbpcompiler.rule.crossing import masked, times_slope
 from hbpcompiler.rule.derivatives import bend_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, otherwise_called, split, vmap_columns
 from hbpcompiler.rule.idioms import (
@@ -41,6 +42,7 @@ from hbpcompiler.rule.idioms import (
     fused_attention,
     fused_attention_back,
     not_negative,
+    passed,
     sampled_columns,
     scatter_to,
     spread_select,
@@ -122,11 +124,13 @@ __all__ = [
     "gru_steps_back",
     "lstm_steps",
     "lstm_steps_back",
+    "masked",
     "merge",
     "not_negative",
     "operand_symbol",
     "otherwise_called",
     "pad_axes",
+    "passed",
     "patches",
     "pulled_back",
     "residual_columns",
@@ -140,6 +144,7 @@ __all__ = [
     "spread_select",
     "spread_slice",
     "standardised_back",
+    "times_slope",
     "torch",
     "vjp",
     "vmap_columns",

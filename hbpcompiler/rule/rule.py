@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
+from hbpcompiler.rule.crossing import times_slope
 from hbpcompiler.rule.fields import (
     check_by_argument,
     check_cases,
@@ -138,7 +139,7 @@ def elementwise_jac_t(derivative: Callable[[Op], Tensor]) -> JacT:
     """The transposed Jacobian of an elementwise operation: columns times the local derivative."""
 
     def jac_t(op: Op, columns: Tensor) -> Tensor:
-        return columns * derivative(op).unsqueeze(1)
+        return times_slope(columns, derivative(op))
 
     return jac_t
 

@@ -37,8 +37,8 @@ def counted(op: Op) -> tuple[Tensor, Tensor]:
     weighted = plain * torch.take(op.weight, labels(op))
     if reduction(op) != "mean":
         return plain, weighted
-    total = weighted.sum()
-    scale = op.self.shape[0] / (total + (total == 0))  # where nothing counts, all shares are zero
+    # Where all is ignored, all shares are zero; where all that counts weighs nothing, they are 0 / 0, as torch's mean.
+    scale = op.self.shape[0] / (weighted.sum() + (plain.sum() == 0))
     return called("share", plain * scale), called("share_weighted", weighted * scale)
 
 

@@ -13,6 +13,8 @@ from hbpcompiler.rule.derivatives import slope_in_all
 from hbpcompiler.rule.idioms import (
     counted_labels,
     covariance_root,
+    passed,
+    passed_,
     patch_rows,
     patches,
     rows_at,
@@ -154,3 +156,13 @@ def test_sampled_columns_are_what_drawn_labels_leave():
     wanted = weight.sqrt() * (p - F.one_hot(label[:, 0], 3).movedim(-1, 1))
     torch.testing.assert_close(sampled_columns(p, label, weight)[:, 0], wanted)
     assert sampled_columns(p, label.expand(-1, 5, -1), weight).shape == (2, 5, 3, 4)
+
+
+def test_passed_selects_also_infinities_and_nan():
+    columns = torch.tensor([[float("inf"), 2.0], [float("nan"), -float("inf")]]).reshape(1, 2, 2)
+    for mask in (torch.tensor([[False, True]]), torch.tensor([[0.0, 1.0]])):
+        wanted = torch.where(mask.unsqueeze(1) != 0, columns, 0)
+        assert torch.equal(passed(columns, mask.unsqueeze(1)), wanted)
+        own = columns.clone()
+        assert passed_(own, mask.unsqueeze(1)).data_ptr() == own.data_ptr()
+        assert torch.equal(own, wanted)

@@ -18,6 +18,7 @@ from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
 from hbpcompiler.compiler.trace.graph import Operation, Value, meta
 from hbpcompiler.rule import Op, Rule, Structure
 from hbpcompiler.rule.bilinear import columns_to
+from hbpcompiler.rule.crossing import alive_of, times_slope, times_square
 
 
 def pull(backward: Backward, step: Pull) -> None:
@@ -52,11 +53,11 @@ def _pulled(backward: Backward, step: Pull) -> Any:
         row = rule.backward[step.slot](op, arrived.squeeze(1))
         return otherwise_named(row, f"{_name(backward, step)}_row").unsqueeze(1)
     if form == COLUMNS and rule.elementwise_in(op):
-        return arrived * backward.derivative(step.operation).unsqueeze(1)
+        return times_slope(arrived, backward.derivative(step.operation))
     if form == COLUMNS:
         return jac_t(arrived)
     if form == DIAGONAL_FORM and rule.elementwise_in(op):
-        return arrived * backward.derivative(step.operation).square()
+        return times_square(arrived, backward.derivative(step.operation))
     if form == DIAGONAL_FORM:
         return jac_t(arrived.unsqueeze(1)).squeeze(1)  # coefficients 0 and 1 are their own squares
     return _pull_matrix(backward, step, arrived)
@@ -96,8 +97,13 @@ def _pull_pooled(backward: Backward, step: Pull) -> Any:
     else:
         before, index = backward.pooled[step.operation.name, piece.name]
         slope = backward.derivative(step.operation)
-        slope = slope.flatten(2) if len(value.sample_shape) > 2 else slope
-        columns = before * slope.gather(2, index).unsqueeze(1)
+        alive = alive_of(slope)
+
+        def at_places(whole: Any) -> Any:
+            return (whole.flatten(2) if len(value.sample_shape) > 2 else whole).gather(2, index)
+
+        own = at_places(slope)
+        columns = times_slope(before, own, own if alive is slope else None if alive is None else at_places(alive))
     backward.pooled[value.name, piece.name] = named(columns, f"pooled_{PREFIX[piece.stream]}_{name}"), index
     return backward.jac_t(pool, "self")(columns.unflatten(3, pool.output.sample_shape[1:]))
 

@@ -8,6 +8,7 @@ import torch
 from torch import fx
 
 from hbpcompiler.compiler.program import meta
+from hbpcompiler.compiler.program.kernels import TAKE_MASKS
 from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.nodes import RESHAPES, replace_by, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
@@ -182,7 +183,7 @@ def drop_idle_casts(graph: fx.Graph) -> None:
         views = [user for user in node.users if user.target == "unsqueeze"]
         readers = [user for read in (node, *views) for user in read.users if user not in views]
         if meta.dtype(mask) is torch.bool and views and all(
-                user.target is operator.mul and user.args[0] not in (node, *views)
+                user.target in TAKE_MASKS and user.args[0] not in (node, *views)
                 and meta.dtype(user.args[0]) == meta.dtype(node) for user in readers):
             for view in views:
                 meta.set_tensor(view, meta.shape(view) or (), torch.bool)

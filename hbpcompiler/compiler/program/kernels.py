@@ -33,6 +33,8 @@ from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.idioms import (
     IDIOMS,
     covariance_root,
+    passed,
+    passed_,
     patch_rows,
     patches,
     sampled_columns,
@@ -79,8 +81,10 @@ AS_ROWS: dict[Any, Callable[..., Any]] = {patches: patch_rows}
 COLUMNS = (scatter_to, covariance_root, sampled_columns, avg_pool2d_back, avg_pool3d_back, adaptive_avg_pool2d_back,
            adaptive_avg_pool3d_back)
 """Helpers that make columns, which others may be written over."""
-WRITTEN_OVER: dict[Any, Callable[..., Any]] = {standardised_back: standardised_back_}
+WRITTEN_OVER: dict[Any, Callable[..., Any]] = {standardised_back: standardised_back_, passed: passed_}
 """A helper -> the one that writes its result over its first argument."""
+TAKE_MASKS: frozenset[Any] = frozenset({operator.mul, passed})
+"""What a mask beside columns may come to as truth values."""
 ONEDNN_LINEAR = "mkldnn._linear_pointwise"
 """The kernel in `onednn_linear`: not in every build of torch, so by its name."""
 

@@ -160,6 +160,21 @@ def _multi_margin_loss(input: Tensor, target: Tensor, p: int = 1, margin: float 
     return rows if reduction == 0 else rows.mean() if reduction == 1 else rows.sum()
 
 
+def _counted(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """In place of torch.bincount, whose length is read off the largest number: as long as it is said to be."""
+    def run(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
+        if isinstance(minlength, int) and minlength < 1:
+            raise ModelError("torch.bincount takes its length from the largest number of the batch, which differs from "
+                             "batch to batch; write F.one_hot(t, C).sum(0), or torch.bincount(t, minlength=C), with C "
+                             "classes")
+        if input.dim() != 1 or input.is_floating_point():
+            return own(input, weights, minlength)  # which says what is wrong
+        places = F.one_hot(input.long(), minlength)
+        return places.sum(0) if weights is None else (places * weights.unsqueeze(1)).sum(0)
+
+    return run
+
+
 def _no_ctc_loss(*given: Any, **named: Any) -> Tensor:
     """In place of torch's, of which a trace does not know the shape of what it keeps."""
     raise UnsupportedOpError("The model cannot be compiled: ctc_loss has no rule, and torch cannot trace it, because "
@@ -229,6 +244,8 @@ def plain_ways() -> Iterator[None]:
                 replaced(torch._C._nn, "multi_margin_loss", _multi_margin_loss), \
                 replaced(torch, "hinge_embedding_loss", _hinge_embedding_loss), \
                 replaced(torch, "ctc_loss", _no_ctc_loss), \
+                replaced(torch, "bincount", _counted(torch.bincount)), \
+                replaced(Tensor, "bincount", _counted(Tensor.bincount)), \
                 replaced(F, "embedding", _of_long_indices(F.embedding)), \
                 replaced(F, "embedding_bag", _embedding_bag), \
                 replaced(nn.AdaptiveLogSoftmaxWithLoss, "forward", _adaptive_log_softmax), \
