@@ -24,15 +24,11 @@ from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.losses.endings import check_weighable
 from hbpcompiler.compiler.match.losses.targets import check_targets
-from hbpcompiler.compiler.prove.draws import Draws
-from hbpcompiler.compiler.prove.own_step import own_step
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.guards import TRACING, State
 from hbpcompiler.into import Adds, Read, added_to, with_tensors
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.long_calls import announce
-from hbpcompiler.lost import refuse_lost
 from hbpcompiler.options import Options
 from hbpcompiler.programs import Programs
 from hbpcompiler.result import Result
@@ -98,13 +94,7 @@ class Calls(Programs, ABC):
                 raw = self._run(state, built, given, beside, into=tensors)
         if tensors is not None:
             raw = with_tensors(raw, tensors)
-        elif given.samples and built.is_steep:
-            refuse_lost(raw, self.options.quantities, lambda: self._own_gradients(state, given))
         return built, raw
-
-    def _own_gradients(self, state: State, given: Batch) -> Mapping[str, Tensor]:
-        with self._undone(state), TRACING:
-            return own_step(self.model, self.loss, given, Draws.now(given.tensors[0].device)).gradients
 
     def _drawn_by_sample(self, keys: Callable[[Batch], Tensor], batch: Sequence[Any],
                          arguments: Mapping[str, Any], into: Adds | None = None,

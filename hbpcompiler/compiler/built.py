@@ -19,7 +19,6 @@ from hbpcompiler.codegen import load
 from hbpcompiler.compiler.budget import Draft
 from hbpcompiler.compiler.match.losses.targets import LossCheck
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.match.steep import is_steep
 from hbpcompiler.compiler.plan.stored import stored
 from hbpcompiler.compiler.program.adding import Slot, Slots, adding, slots_of
 from hbpcompiler.compiler.program.by_sample import by_sample, draws_of
@@ -96,11 +95,6 @@ class Built:
     def asks(self) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
         """The call arguments of the program, and what it asks of those that are dicts of tensors."""
         return asked(self.draft.graph)
-
-    @cached_property
-    def is_steep(self) -> bool:
-        """Whether derivatives may be lost where torch's are not (see `match.steep`)."""
-        return is_steep(self.matched)
 
     @cached_property
     def draws(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from hbpcompiler.rule import idioms
+from hbpcompiler.rule import image_patches
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def patches(x: Tensor, size: Sequence[int], stride: Sequence[int], dilation: Seq
         given["dilation"] = list(dilation)
     if any(before) or any(after):
         given["padding"] = amounts(before, after)
-    return idioms.patches(x, list(size), **given)
+    return image_patches.patches(x, list(size), **given)
 
 
 def flat_positions(x: Tensor, axes: int) -> Tensor:

@@ -15,8 +15,6 @@ from hbpcompiler.rule.idioms import (
     covariance_root,
     passed,
     passed_,
-    patch_rows,
-    patches,
     rows_at,
     sampled_columns,
     scatter_to,
@@ -25,6 +23,7 @@ from hbpcompiler.rule.idioms import (
     standardised_back,
     standardised_back_,
 )
+from hbpcompiler.rule.image_patches import patch_rows, patches
 
 
 def double(*shape):

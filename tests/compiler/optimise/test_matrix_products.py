@@ -17,7 +17,7 @@ from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
 from hbpcompiler.compiler.program.products import onednn_linear, product_over_pixels
 from hbpcompiler.reference import reference, relative_error
-from hbpcompiler.rule.idioms import patch_rows, patches
+from hbpcompiler.rule.image_patches import patch_rows, patches
 from tests.selection import slow
 
 QUANTITIES = ["grad", "variance", "diag_ggn", "diag_h", "kflr"]

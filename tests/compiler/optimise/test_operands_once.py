@@ -5,7 +5,7 @@ import torch
 from hbpcompiler.compiler.optimise.operands_once import form_operands_once
 from hbpcompiler.compiler.program.check import Level, check_program
 from hbpcompiler.compiler.program.grams import gram
-from hbpcompiler.rule.idioms import patches
+from hbpcompiler.rule.image_patches import patches
 from tests.compiler.optimise.small import calls, loop, program, run
 
 
