@@ -76,6 +76,13 @@ def elementwise(
         return times_slope(columns, value, _alive(op, pair(op), 0, value))
 
     def diagonal(op: Op, gradient: Tensor) -> Tensor:
+        number, power = pair(op)[1].as_coeff_Mul()
+        if isinstance(power, sympy.Pow) and power.base in (y, dy) and power.exp in STEPWISE:
+            # One by one: the gradient may be as small as 1 / dy, whose power alone is beyond the dtype's range.
+            slope = op.output if power.base == y else _write(op, pair(op), 0)
+            for _ in range(power.exp):
+                gradient = gradient * slope
+            return _times(gradient, evaluate(number, {}))
         value = _write(op, pair(op), 1)
         alive = _alive(op, pair(op), 1, value)
         return _times(gradient, value) if alive is None else passed(_times(gradient, value), alive)
@@ -99,6 +106,10 @@ def elementwise(
         expression=stated,
         cases=settings({}, {}) if cases is None else cases,
     )
+
+
+STEPWISE = (2, 3)
+"""Powers of which a curvature is taken factor by factor."""
 
 
 def settings(*attributes: Mapping[str, Any]) -> list[Case]:

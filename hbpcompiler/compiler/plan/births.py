@@ -23,6 +23,9 @@ from hbpcompiler.compiler.trace.graph import Operation, Value
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import (
+    BATCH_DIAGONAL,
+    CURVATURE,
+    DIAGONAL,
     GGN,
     GGN_MC,
     GRADIENT,
@@ -37,6 +40,8 @@ from hbpcompiler.rule import Diagonal, Factor, LossRule, Op, Pieces, Residual, R
 from hbpcompiler.rule.bilinear import cross_block, cross_block_missing, inputs_met, parameters_met
 from hbpcompiler.rule.convexity import curvature_sign
 
+OF_ENTRIES = frozenset({DIAGONAL, BATCH_DIAGONAL})
+"""Closings that see no two parameters together."""
 Block = Callable[[Op, Tensor], Tensor]
 """Of a residual, under a gradient [N, *out]: its diagonal in one input."""
 
@@ -60,6 +65,9 @@ class Births(Outputs):
         self.parts = bool(self.joint.biases) or self.one_by_one
         """Whether columns of a residual are wanted that add up to zero: positive and negative ones apart, as absolute
         values, or for blocks of two parameters."""
+        self.whole = any(closing.stream in CURVATURE and (closing.stream != GGN or closing.kind not in OF_ENTRIES)
+                         for closing in closings)
+        """Whether anything but diagonals is made of the loss's own curvature, so that its columns are to be whole."""
         self.gradient = self._piece("g", GRADIENT, COLUMNS, 1, False)
 
     def _carries(self, value: Value) -> bool:
@@ -102,7 +110,7 @@ class Births(Outputs):
         carried = tuple(slot for slot, value in operation.tensors.items() if self._carries(value))
         slots = tuple(slot for slot in carried if slot.split(".")[0] in rule.jac_t)
         residual = rule.residual_of(op)
-        apart = self.parts or operation.source.in_loss
+        apart = self.parts or (operation.source.in_loss and self.whole)
         if isinstance(residual, Factor) and residual.own is not None and not apart:
             self._births_in_blocks(operation, residual, residual.own, slots, gradient)
         else:

@@ -112,11 +112,16 @@ class Outputs:
 
     def _with_absent(self, value: Value, elsewhere: AbstractSet[str]) -> list[Piece]:
         """What has arrived at an output, and a zero diagonal of each stream that has not: a piecewise linear loss's GGN
-        is zero, which is not absence. Columns of streams that are `elsewhere` are zero here by themselves."""
+        is zero, which is not absence, as is a product's for parameters that one factor depends on. Columns of streams
+        that are `elsewhere` are zero here by themselves."""
         pieces = list(self.at.get(value.name, {}).values())
-        absent = self.streams & {GGN, GGN_MC, KFRA} - {piece.stream for piece in pieces}
-        for stream in sorted(absent - elsewhere):
-            into = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False)
+        above = self.matched.parameters_above[value.name]
+        for stream in sorted((self.streams & {GGN, GGN_MC, KFRA}) - elsewhere):
+            own = [piece for piece in pieces if piece.stream == stream]
+            concerned = frozenset[str]().union(*(above if piece.only is None else piece.only for piece in own))
+            if own and above <= concerned:
+                continue
+            into = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, False, above - concerned if own else None)
             self.steps.append(Gather(value, (), into))
             pieces.append(into)
         return pieces

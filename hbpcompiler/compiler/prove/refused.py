@@ -49,7 +49,8 @@ def check(verification: Verification, candidate: Candidate, batch: Batch, draws:
              *(note for note in verification.notes if note == PYTHON_DRAWS),
              *[INFINITE_SLOPE for line in wrong if line.error == math.inf and wrong[0].quantity == GRAD][:1],
              *[NOT_FINITE for line in wrong if line.lost and line.quantity != GRAD][:1],
-             *[CANCELS for line in wrong if line.quantity in EXACT_HESSIANS and candidate.may_cancel][:1],
+             *[CANCELS for line in wrong
+               if line.quantity in EXACT_HESSIANS and line.largest and candidate.may_cancel][:1],
              *[SQUEEZED for line in wrong if line.shapes and batch.samples == 1][:1]]
     advice = ["Suspects in the model and the loss:", *(f"  - {suspect}" for suspect in found)] if found else [
         "Nothing in the model explains it. It may be hbpcompiler's own fault: please report it with the model."]

@@ -16,7 +16,7 @@ import torch
 from hbpcompiler.compiler.prove import clipped, groups
 from hbpcompiler.compiler.prove.by_autograd import GGNS, HESSIANS, LOSSES, Reference
 from hbpcompiler.compiler.prove.candidate import Candidate
-from hbpcompiler.compiler.prove.comparison import Comparison, compared, left_out
+from hbpcompiler.compiler.prove.comparison import DOUBLE, FEW_DIGITS, Comparison, compared, left_out
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.eigen import eigen_lines
 from hbpcompiler.compiler.prove.factors import factor_lines
@@ -61,7 +61,8 @@ def second_order(candidate: Candidate, batch: Batch, draws: Draws, eps: float, r
         right = reference()
         reference.like(right)
         loss = float(raw.loss.detach().abs())
-        last_digit = eps * loss if math.isfinite(loss) else 0.0
+        digits = FEW_DIGITS if eps <= DOUBLE else 1
+        last_digit = digits * eps * loss if math.isfinite(loss) else 0.0
         lines = compared(reference.found, right, eps, lambda run: reference(Noise(eps, run)), of_zero=last_digit)
         lines = [line if line.agrees else reference.by_differences(line, right[line.key]) for line in lines]
         lines = reference.without_gradient(lines)

@@ -106,3 +106,42 @@ def test_nothing_cancels_in_a_low_rank_update(scale):
     for name, value in hbp.compile(model, quantities=["diag_h"])(X.float(), Y).diag_h.items():
         largest = float(expected[name].abs().max())
         torch.testing.assert_close(value.double(), expected[name], rtol=0, atol=3e-6 * largest)
+
+
+class Towers(nn.Module):
+    """Two outputs, with a trunk below both or none."""
+
+    def __init__(self, trunk):
+        super().__init__()
+        self.trunk = nn.Linear(3, 3) if trunk else nn.Identity()
+        self.one, self.other = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        h = torch.tanh(self.trunk(x))
+        return self.one(h), self.other(h)
+
+
+LOSSES = {"dot": lambda o, y: -(o[0] * o[1]).sum(1).mean(),
+          "quotient": lambda o, y: (o[0] / (2 + o[1].square())).sum(1).mean(),
+          "square": lambda o, y: ((o[0] * o[1]).sum(1) - y).square().mean(),
+          "angle": lambda o, y: (torch.atan2(o[0], o[1]) * o[0]).sum(1).mean()}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("trunk", [False, True])
+@pytest.mark.filterwarnings("ignore::hbpcompiler.IndefiniteCurvatureWarning")
+def test_a_product_in_the_loss_concerns_what_both_factors_depend_on(name, trunk):
+    torch.manual_seed(3)
+    model, y = Towers(trunk).double(), torch.randn(5, dtype=torch.float64)
+    for asked in (["diag_h"], ["diag_ggn", "trace_h"], ["diag_h", "kflr"]):
+        agree(hbp.compile(model, LOSSES[name], asked)(X, y), model, LOSSES[name], [X], y,
+              [quantity for quantity in asked if quantity != "kflr"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_diagonals_of_two_towers_without_a_trunk_are_exactly_zero(dtype):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model = Towers(False).to(dtype)
+        found = hbp.compile(model, LOSSES["dot"], ["diag_h"])(X.to(dtype), torch.zeros(5, dtype=dtype)).diag_h
+        assert all(not value.any() for value in found.values())
