@@ -117,6 +117,16 @@ TORCH: dict[type, Callable[..., Any]] = {
 }
 """sympy function -> torch function; a rule file may add its own."""
 
+DEFINITIONS: dict[type, Callable[[Any], Expr]] = {
+    sigmoid: lambda u: 1 / (1 + sympy.exp(-u)),
+    softplus: lambda u: sympy.log(1 + sympy.exp(u)),
+    expm1: lambda u: sympy.exp(u) - 1,
+    log1p: lambda u: sympy.log(1 + u),
+    normal_pdf: lambda u: sympy.exp(-u**2 / 2) / sympy.sqrt(2 * sympy.pi),
+    normal_cdf: lambda u: (1 + sympy.erf(u / sympy.sqrt(2))) / 2,
+}
+"""What the primitives are, for whoever has digits enough."""
+
 OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     sympy.StrictGreaterThan: lambda a, b: a > b,
     sympy.GreaterThan: lambda a, b: a >= b,

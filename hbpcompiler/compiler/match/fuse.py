@@ -54,7 +54,8 @@ def fuse(graph: Graph, rules: Mapping[str, AnyRule],
         whole = replace(last, target=f"fused.{name}", overload="", tensors={"self": source}, attributes={}, index=0)
         inner = [operation for operation in operations if operation in region]
         chain = Chain(inner, source, rules, active)
-        joined = _with_digits(elementwise("hbpcompiler.fused", expression, forward=chain.result), whole, chain)
+        made = elementwise("hbpcompiler.fused", expression, forward=chain.result)
+        joined = _with_digits(expression, made, whole, chain)
         if joined is None or _loses_edge(expression, joined, whole, active):
             continue
         if last.source.in_loss and (curvature_sign(joined, static_op(whole, active)) is None or
@@ -170,7 +171,7 @@ def _inserted(own: Any, inner: Mapping[Any, Any], longest: int) -> Any:
     return None if whole.has(*UNREAL) or sympy.count_ops(whole) > longest else whole
 
 
-def _with_digits(joined: Rule, whole: Operation, chain: Chain) -> Rule | None:
+def _with_digits(expression: Any, joined: Rule, whole: Operation, chain: Chain) -> Rule | None:
     """The rule, by the chain rule if what sympy has written loses digits; None if both do."""
     assert joined.forward is not None
     forward = joined.forward
@@ -186,7 +187,7 @@ def _with_digits(joined: Rule, whole: Operation, chain: Chain) -> Rule | None:
             bend = residual.diagonal(op, torch.ones_like(made)) if isinstance(residual, Diagonal) else 0.0
             return rule.derivative(op), bend
 
-        if keeps_digits(run, find):
+        if keeps_digits(expression, run, find):
             return rule
     return None
 

@@ -57,8 +57,8 @@ GROWING: dict[Any, Callable[..., Any]] = {gram: gram_to_, onednn_gram: onednn_gr
 OF_ONEDNN: dict[Any, Callable[..., Any]] = {gram: onednn_gram, add_gram_: onednn_add_gram_,
                                             half_gram: onednn_half_gram}
 """What oneDNN may do instead."""
-FILES = [file.__name__ for file in (idioms, ranges, image_patches, pooling, recurrences, derivatives, draws, pages, pairs,
-                                    weights, products, grams, correlations, sums, histograms)]
+FILES = [file.__name__ for file in (idioms, ranges, image_patches, pooling, recurrences, derivatives, draws, pages,
+                                    pairs, weights, products, grams, correlations, sums, histograms)]
 """Where the helpers are, in the order in which they stand in a generated file: those that others call come first."""
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "F.linear",

@@ -12,7 +12,7 @@ from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.elementwise import derivatives, elementwise, evaluate, sympy, x
 from hbpcompiler.rule import Op
 from hbpcompiler.rule.simpler import without_overflow
-from hbpcompiler.rule.symbolic import sigmoid
+from hbpcompiler.rule.symbolic import sigmoid, softplus
 from tests.hand_made import graph, operation, rules_of, value
 from tests.selection import cases
 
@@ -85,9 +85,22 @@ def test_what_sympy_multiplies_out_is_told_from_what_keeps_its_digits():
     share = sigmoid(number * x)
     multiplied = number * x + 1 - number * x * share
     second = number * share * (1 - share) * (2 + number * x * (1 - 2 * share))
-    assert keeps_digits(quick, found_by((share + number * x * share * (1 - share), second)))
-    assert not keeps_digits(quick, found_by((share * multiplied, second)))
-    assert not keeps_digits(quick, found_by((share + number * x * share * (1 - share), second * (1 + 1e-5))))
+    expression, slope = x * sigmoid(number * x), share + number * x * share * (1 - share)
+    assert keeps_digits(expression, quick, found_by((slope, second)))
+    assert not keeps_digits(expression, quick, found_by((share * multiplied, second)))
+    assert not keeps_digits(expression, quick, found_by((slope, second * (1 + 1e-5))))
+    wrong = 2 * x * sigmoid(number * x)
+    assert not keeps_digits(wrong, quick, found_by(derivatives(wrong)))
+
+
+def test_double_precision_of_torch_is_no_measure_where_exponentials_overflow():
+    def run(given):
+        return torch.log1p(torch.exp(given))
+
+    expression = softplus(x)
+    share = sigmoid(x)
+    assert keeps_digits(expression, run, found_by((share, share * (1 - share))))
+    assert not keeps_digits(expression, run, found_by((share, share * (1 - share) + 1e-7 * sympy.exp(-x / 500))))
 
 
 def test_what_is_divided_by_one_and_an_exponential_is_a_sigmoid():
