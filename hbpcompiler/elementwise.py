@@ -50,17 +50,7 @@ def elementwise(
                         "first= and second=")
 
     def pair(op: Op) -> tuple[Expr, Expr]:
-        """(y', y'') of this use."""
-        first_written, second_written = bound(op, first), bound(op, second)
-        if first_written is None or second_written is None:
-            formula = bound(op, expression)
-            if formula is None:
-                raise RuleError("at this use there is no formula, so both derivatives have to be stated, first= and "
-                                "second=")
-            derived = derivatives(formula)
-            first_written = derived[0] if first_written is None else first_written
-            second_written = derived[1] if second_written is None else second_written
-        return first_written, second_written
+        return _stated_or_derived(bound(op, expression), bound(op, first), bound(op, second))
 
     def derivative(op: Op) -> Any:
         value = _write(op, pair(op), 0)
@@ -78,11 +68,8 @@ def elementwise(
     def diagonal(op: Op, gradient: Tensor) -> Tensor:
         number, power = pair(op)[1].as_coeff_Mul()
         if isinstance(power, sympy.Pow) and power.base in (y, dy) and power.exp in STEPWISE:
-            # One by one: the gradient may be as small as 1 / dy, whose power alone is beyond the dtype's range.
             slope = op.output if power.base == y else _write(op, pair(op), 0)
-            for _ in range(power.exp):
-                gradient = gradient * slope
-            return _times(gradient, evaluate(number, {}))
+            return _times(_times_power(gradient, slope, power.exp), evaluate(number, {}))
         value = _write(op, pair(op), 1)
         alive = _alive(op, pair(op), 1, value)
         return _times(gradient, value) if alive is None else passed(_times(gradient, value), alive)
@@ -110,6 +97,23 @@ def elementwise(
 
 STEPWISE = (2, 3)
 """Powers of which a curvature is taken factor by factor."""
+
+
+def _stated_or_derived(formula: Expr | None, first: Expr | None, second: Expr | None) -> tuple[Expr, Expr]:
+    """(y', y'') of a use: what the rule states, or else what sympy derives of the formula."""
+    if first is not None and second is not None:
+        return first, second
+    if formula is None:
+        raise RuleError("at this use there is no formula, so both derivatives have to be stated, first= and second=")
+    derived = derivatives(formula)
+    return derived[0] if first is None else first, derived[1] if second is None else second
+
+
+def _times_power(gradient: Tensor, slope: Any, exponent: int) -> Tensor:
+    """One by one: the gradient may be as small as 1 / slope, whose power alone is beyond the dtype's range."""
+    for _ in range(exponent):
+        gradient = gradient * slope
+    return gradient
 
 
 def settings(*attributes: Mapping[str, Any]) -> list[Case]:
