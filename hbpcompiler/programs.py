@@ -58,7 +58,8 @@ NEGATIVE = "weights of the loss are negative"
 """What a program says (see `rule.idioms`)."""
 OF_NEGATIVE = ("a weight or a target probability of the loss is negative in this batch, and was not in the batch that "
                "this program was made for, which takes the roots of these: compile anew with a batch that has some, "
-               "hbp.compile(..., example_inputs=batch), and the program serves weights of both signs")
+               "hbp.compile(..., example_inputs=batch), and the program serves weights of both signs. Of binary "
+               "cross-entropy that goes for exact quantities: sampled ones, diag_ggn_mc and kfac, take roots anyway")
 
 
 class Programs:

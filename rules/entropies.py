@@ -15,7 +15,7 @@ from hbpcompiler.rule import Case, Rule, Tensor
 from hbpcompiler.rule.decomposition import Decomposition
 
 from .shared.binary import operands
-from .shared.smooth_pairs import Curvatures, a, b, two_operands
+from .shared.smooth_pairs import Curvatures, InSteps, a, b, two_operands
 
 
 def cases(overload: str) -> list[Case]:
@@ -37,7 +37,7 @@ def times_logarithm(operation: str, function: Callable[[Any, Any], Any], beyond:
         operation,
         lambda op: function(op.self, op.other),
         (Piecewise((0, nothing), (sympy.log(inner), True)), a / inner),
-        Curvatures(sympy.Integer(0), 1 / inner, -a / inner**2),
+        Curvatures(sympy.Integer(0), 1 / inner, InSteps((-a / inner, 1 / inner))),
         cases("Tensor" if operation.endswith("Tensor") else ""),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,6 +24,12 @@ weak reference that is kept has torch.utils.swap_tensors refuse the weight."""
 KEPT_BY_TORCH = _NOT_IN_CALLS.union(_HOOKS, itertools.chain(*_HOOKS.values()),
                                     ("_parameters", "_buffers", "_modules", "_is_full_backward_hook", ONLY_WEAK))
 """Entries of a module's __dict__ that are no attributes of the user's."""
+
+
+def weights_seen(own: Mapping[str, Any]) -> list[Any]:
+    """What a recurrent layer's ONLY_WEAK is of the weights that it has in a row."""
+    weights = own.get("_flat_weights") or []
+    return [None if weight is None else weakref.ref(weight) for weight in weights]
 
 
 def hooks_read_by_calls(own: Mapping[str, Any]) -> list[str]:

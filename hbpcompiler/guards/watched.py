@@ -15,11 +15,11 @@ from hbpcompiler.guards import kept, queues
 from hbpcompiler.guards.atoms import is_plain
 from hbpcompiler.guards.conditions import Conditions
 from hbpcompiler.guards.memory import shared
-from hbpcompiler.guards.module_entries import ONLY_WEAK
+from hbpcompiler.guards.module_entries import ONLY_WEAK, weights_seen
 
 MISSING = object()
 LEFT = object()
-"""In the place of a value that is not kept, and so not put back."""
+"""In the place of a value that is not kept, but made anew of the others that are put back."""
 LONG = 50
 """Entries of a dict from which on they are compared by a loop and not one by one."""
 
@@ -242,6 +242,9 @@ class Watched:
             for key, value in copy.items():
                 if value is not LEFT and held.get(key, MISSING) is not value:
                     held[key] = value
+        for held, copy in self._copies:  # when the weights that they are of are back
+            if isinstance(copy, dict) and copy.get(ONLY_WEAK) is LEFT:
+                held[ONLY_WEAK] = weights_seen(held)
         for put_back in self._back:
             put_back()
         for own, names in self._own_names:

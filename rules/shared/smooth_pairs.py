@@ -26,12 +26,19 @@ a, b, y = (sympy.Symbol(name, real=True) for name in "aby")
 
 
 @dataclass(frozen=True)
+class InSteps:
+    """A product that is made factor by factor, as a power in it may leave the range of numbers."""
+
+    factors: Sequence[Expr]
+
+
+@dataclass(frozen=True)
 class Curvatures:
     """Second derivatives, d2y/da2, d2y/dab and d2y/db2."""
 
-    aa: Expr
-    ab: Expr
-    bb: Expr
+    aa: Expr | InSteps
+    ab: Expr | InSteps
+    bb: Expr | InSteps
 
 
 def count(op: Op) -> int:
@@ -61,8 +68,14 @@ class TwoOperands:
     curvatures: Curvatures | None
     names: tuple[str, str]
 
-    def value(self, op: Op, expression: Expr) -> Any:
-        return evaluate(expression, Values(lambda name: getattr(op, name), self.names))
+    def value(self, op: Op, written: Expr | InSteps) -> Any:
+        values = Values(lambda name: getattr(op, name), self.names)
+        if not isinstance(written, InSteps):
+            return evaluate(written, values)
+        product = evaluate(written.factors[0], values)
+        for factor in written.factors[1:]:
+            product = product * evaluate(factor, values)
+        return product
 
     def pull(self, op: Op, name: str, cotangents: Tensor, look: Look) -> Tensor:
         slope = sympy.sympify(self.slopes[self.names.index(name)])

@@ -9,7 +9,9 @@ import hbpcompiler as hbp
 from hbpcompiler.reference import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::hbpcompiler.errors.IndefiniteCurvatureWarning")
-X, Y = torch.randn(6, 3, dtype=torch.float64), torch.rand(6, 2, dtype=torch.float64)
+X = torch.tensor([[0.3, -1.2, 0.8], [1.5, 0.2, -0.7], [-0.4, 0.9, 1.1], [0.6, -0.3, 2.0], [-1.8, 0.4, 0.1],
+                  [0.7, 1.6, -0.9]], dtype=torch.float64)
+Y = (X[:, :2] / 3).sigmoid()
 
 
 class Positive(nn.Module):

@@ -49,7 +49,7 @@ NOT_DERIVED = {
     "aten._native_batch_norm_legit": "changes its arguments",
     "aten.squeeze": "on one sample alone",  # whose axis of length one goes too
 }
-RENAMED = {"aten.native_batch_norm"}
+RENAMED = {"aten.native_batch_norm", "aten.to.dtype_layout"}
 """What has another name once it is exported."""
 ONCE = {"aten.hardsigmoid"}
 """What torch differentiates once only."""
