@@ -18,35 +18,66 @@ _here = threading.local()
 _PUT, _TAKEN = "put", "taken"
 
 
+class _Noting:
+    """Queue.put and Queue.get, exchanged while any thread notes what it does: threads begin and end in any order."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._own: tuple[Callable[..., None], Callable[..., Any]] | None = None
+
+    def begin(self) -> None:
+        owner: Any = queue.Queue
+        with self._lock:
+            self._threads += 1
+            if self._own is None:
+                put, get = self._own = owner.put, owner.get
+                owner.put, owner.get = _putting(put), _getting(get)
+
+    def end(self) -> None:
+        owner: Any = queue.Queue
+        with self._lock:
+            self._threads -= 1
+            if not self._threads and self._own is not None:
+                owner.put, owner.get = self._own
+                self._own = None
+
+
+_NOTING = _Noting()
+
+
 @contextmanager
 def queues_noted() -> Iterator[None]:
     """Meanwhile it is noted what this thread does to queues."""
     if hasattr(_here, "noted"):
         yield
         return
-    noted = _here.noted = list[tuple[Any, str, Any]]()
-    thread, kind = threading.current_thread(), queue.Queue
-    put: Callable[..., None] = kind.put
-    get: Callable[..., Any] = kind.get
-
-    def putting(held: Any, item: Any, *given: Any, **named: Any) -> None:
-        put(held, item, *given, **named)
-        if threading.current_thread() is thread:
-            noted.append((held, _PUT, item))
-
-    def getting(held: Any, *given: Any, **named: Any) -> Any:
-        item = get(held, *given, **named)
-        if threading.current_thread() is thread:
-            noted.append((held, _TAKEN, item))
-        return item
-
-    owner: Any = kind
-    owner.put, owner.get = putting, getting
+    _here.noted = list[tuple[Any, str, Any]]()
+    _NOTING.begin()
     try:
         yield
     finally:
-        owner.put, owner.get = put, get
+        _NOTING.end()
         del _here.noted
+
+
+def _putting(put: Callable[..., None]) -> Callable[..., None]:
+    def putting(held: Any, item: Any, *given: Any, **named: Any) -> None:
+        put(held, item, *given, **named)
+        if hasattr(_here, "noted"):
+            _here.noted.append((held, _PUT, item))
+
+    return putting
+
+
+def _getting(get: Callable[..., Any]) -> Callable[..., Any]:
+    def getting(held: Any, *given: Any, **named: Any) -> Any:
+        item = get(held, *given, **named)
+        if hasattr(_here, "noted"):
+            _here.noted.append((held, _TAKEN, item))
+        return item
+
+    return getting
 
 
 def waiting(held: Any) -> list[Any] | None:

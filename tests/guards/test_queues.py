@@ -89,6 +89,28 @@ def test_what_this_thread_does_is_noted_within_alone():
     assert queue.Queue.put.__module__ == "queue"
 
 
+def test_two_threads_that_end_in_turns():
+    own, entered, ended, held = queue.Queue.put, threading.Event(), threading.Event(), queue.Queue()
+
+    def other():
+        with queues_noted():
+            entered.set()
+            ended.wait()
+            held.put("another's")
+
+    thread = threading.Thread(target=other)
+    with queues_noted():
+        thread.start()
+        entered.wait()
+        held.put(1)
+        undo(held, None)
+    assert queue.Queue.put is not own
+    ended.set()
+    thread.join()
+    assert queue.Queue.put is own
+    assert list(held.queue) == ["another's"]
+
+
 @pytest.mark.parametrize("kind", [dict, collections.OrderedDict])
 def test_dicts_keep_their_order(kind):
     held = kind(a=1, b=2)
