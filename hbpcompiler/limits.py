@@ -153,6 +153,10 @@ class Limits:
         2**19, "multiply-adds", "oneDNN takes float32 products from this size on: a call of it costs more")
     onednn_rows: int = limit(
         64, "rows and columns", "of a product that oneDNN takes: with fewer, reading its operands is most of the work")
+    joined_columns: int = limit(
+        49, "columns", "a matrix meets those of all samples in one product if each has no more: otherwise it is read "
+        "again for every sample, which takes 2 to 20 times as long", 0)
+    joined_numbers: int = limit(2**14, "numbers", "of such a matrix: smaller ones stay in cache")
     listed_parameters: int = limit(
         20, "parameters", "with results for more of them a file is a large network's: values stand in tables by the "
         "parameters' names, and alike parts share functions")
@@ -224,7 +228,7 @@ DEFAULT_LIMITS = Limits()
 ON_GPU = Limits(
     cache_bytes=2**28, recycled_bytes=2**30, spatial_bytes=2**26, vector_bytes=2**25, vector_chunk_bytes=2**28,
     late_chunk_bytes=2**28, all_columns_bytes=2**31, all_columns_chunk_bytes=2**28, one_by_one_bytes=2**40,
-    half_rows=2**20, drawn_bytes=2**31, formed_bytes=2**31)
+    half_rows=2**20, drawn_bytes=2**31, formed_bytes=2**31, joined_columns=0)
 """Of a GPU: chunks only where memory asks for them."""
 
 

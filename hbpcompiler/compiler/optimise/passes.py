@@ -17,6 +17,7 @@ from hbpcompiler.compiler.optimise.constants import drop_constant_factors, drop_
 from hbpcompiler.compiler.optimise.early import finish_early
 from hbpcompiler.compiler.optimise.hoist import hoist_from_loops
 from hbpcompiler.compiler.optimise.in_place import write_in_place
+from hbpcompiler.compiler.optimise.joined_products import join_products
 from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
 from hbpcompiler.compiler.optimise.operands_once import form_operands_once
@@ -111,6 +112,8 @@ PASSES: tuple[Pass, ...] = (
     Pass("use_channels_last", lambda graph, settings: use_channels_last(graph, settings.images),
          needs=frozenset({SHAPES}), when=lambda settings: settings.by_pixels),
     _simple(divide_before_products, SHAPES),
+    Pass("join_products", lambda graph, settings: join_products(graph, settings.limits, settings.chunk),
+         needs=frozenset({SHAPES, PRODUCTS})),
     Pass("multiply_by_onednn",
          lambda graph, settings: multiply_by_onednn(graph, settings.machine, settings.limits, settings.chunk),
          needs=frozenset({SHAPES, PRODUCTS}),

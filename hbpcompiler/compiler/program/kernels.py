@@ -26,7 +26,12 @@ from hbpcompiler.compiler.program.grams import (
     pixel_gram,
     pixel_gram_to_,
 )
-from hbpcompiler.compiler.program.products import onednn_add_product_, onednn_linear, product_over_pixels
+from hbpcompiler.compiler.program.products import (
+    onednn_add_product_,
+    onednn_linear,
+    product_for_all,
+    product_over_pixels,
+)
 from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.rule import derivatives, idioms, image_patches, pooling, ranges, recurrences
 from hbpcompiler.rule.composite import Composite, EachSample
@@ -70,7 +75,7 @@ FALLBACKS: dict[Callable[..., Any], str] = {
 
 
 PRODUCTS: frozenset[Any] = frozenset({
-    operator.matmul, torch.einsum, onednn_linear, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
+    operator.matmul, torch.einsum, onednn_linear, product_for_all, F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d,
     F.conv_transpose2d, F.conv_transpose3d, *MADE_SCALED, CONVOLUTION_BACKWARD})
 """What columns are multiplied by, as programs call it: the results are the largest tensors there are."""
 LINEAR: frozenset[Any] = frozenset({patches})

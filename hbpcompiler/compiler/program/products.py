@@ -30,6 +30,14 @@ def product_over_pixels(x: Tensor, y: Tensor) -> Tensor:
 
 
 @idiom
+def product_for_all(matrix: Tensor, columns: Tensor) -> Tensor:
+    """matrix @ columns of all samples in one product, which reads the matrix once and not for each of them."""
+    rows = columns.movedim(-2, -1)
+    product = (rows.flatten(0, -2) @ matrix.t()).unflatten(0, rows.shape[:-1]).movedim(-1, -2)
+    return product if columns.stride(-2) == 1 else product.contiguous()  # pixel by pixel, as the columns lie
+
+
+@idiom
 def add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: float = 1.0) -> Tensor:
     """total = kept * total + scale * x @ y.t(); kept = 0 writes over whatever it was."""
     if total.dtype == x.dtype:
