@@ -31,11 +31,11 @@ def times_slope(columns: Tensor, slope: Tensor, alive: Tensor | None = None) -> 
 
 
 def times_square(diagonal: Tensor, slope: Tensor) -> Tensor:
-    """A diagonal [N, *z] times the slope's square, likewise."""
+    """A diagonal [N, *z] times the slope's square, likewise: one by one, as the square alone may be infinite."""
     alive = alive_of(slope)
     if alive is slope:
         return passed(diagonal, slope)
-    product = diagonal * slope.square()
+    product = diagonal * slope * slope
     return product if alive is None else passed(product, alive)
 
 

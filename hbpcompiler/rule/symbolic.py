@@ -149,6 +149,10 @@ def exactly(number: Any) -> Any:
     return sympy.Rational(short) if float(short) == number else sympy.Rational(repr(number))
 
 
+DIVIDED = (1, 2, 3)
+"""What is over such a power is divided one by one: the power alone may be infinite."""
+
+
 def evaluate(expression: Expr, values: Mapping[Symbol, Any]) -> Any:
     """A sympy expression as torch operations on `values` (tensors, proxies or numbers)."""
     if expression in values:
@@ -188,16 +192,21 @@ def _sum(expression: Expr, values: Mapping[Symbol, Any]) -> Any:
 
 def _product(expression: Expr, values: Mapping[Symbol, Any]) -> Any:
     number, rest = expression.as_coeff_Mul()
-    over = [1 / factor for factor in sympy.Mul.make_args(rest) if isinstance(factor, sympy.Pow) and factor.exp == -1]
-    factors = [evaluate(factor, values) for factor in sympy.Mul.make_args(rest) if 1 / factor not in over]
+    over: list[Any] = []
+    factors = []
+    for factor in sympy.Mul.make_args(rest):
+        if isinstance(factor, sympy.Pow) and -factor.exp in DIVIDED:
+            over += [evaluate(factor.base, values)] * int(-factor.exp)
+        else:
+            factors.append(evaluate(factor, values))
     if number == -1 and factors:
         factors[0] = -factors[0]
     elif number.is_Rational and number.p == 1 < number.q <= 12 and factors:
-        over.append(sympy.Integer(number.q))  # x / 6 rather than x * 0.1666...
+        over.append(int(number.q))  # x / 6 rather than x * 0.1666...
     elif number != 1:
         factors.insert(0, evaluate(number, values))
     product = reduce(lambda total, factor: total * factor, factors) if factors else 1
-    return reduce(lambda total, factor: total / evaluate(factor, values), over, product)
+    return reduce(lambda total, factor: total / factor, over, product)
 
 
 def _is_negative(term: Expr) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -56,8 +57,10 @@ class Chain:
         found: dict[str, Derivatives] = {self.source.name: (1, 0)}
         for operation in self.inner:
             own = {slot: found[value.name] for slot, value in operation.tensors.items()}
-            of_one = self.rule(operation).derivative is not None and len(own) == 1
-            step = self._of_one if of_one else self._of_several
+            if self.rule(operation).derivative is not None and len(own) == 1:
+                step = self._of_one
+            else:
+                step = self._of_several if self._fraction(operation) is None else self._of_quotient
             found[operation.name] = step(operation, results, own, second)
         return found[self.inner[-1].name]
 
@@ -81,13 +84,36 @@ class Chain:
             assert not second or isinstance(residual, Zero)
         return _product(slope, first), found
 
+    def _fraction(self, operation: Operation) -> tuple[str, str] | None:
+        """The operands above and below, of a quotient of two."""
+        formula = self._formula(operation)
+        for above, below in permutations(operation.tensors, 2):
+            if formula == operand_symbol(above) / operand_symbol(below):
+                return above, below
+        return None
+
+    def _formula(self, operation: Operation) -> Any:
+        expression = self.rule(operation).expression
+        assert expression is not None
+        return expression(static_op(operation, self.active))
+
+    def _of_quotient(self, operation: Operation, results: Mapping[str, Any], own: Mapping[str, Derivatives],
+                     second: bool) -> Derivatives:
+        """Of y = u / v, as torch goes: (u' - y v') / v, and (u'' - 2 y' v' - y v'') / v. v^2 may be infinite."""
+        fraction = self._fraction(operation)
+        assert fraction is not None
+        (first, bend), (first_below, bend_below) = (own[slot] for slot in fraction)
+        value, below = results[operation.name], _reader(operation, results)(fraction[1])
+        slope = _quotient(_sum(first, _product(-value, first_below)), below)
+        if not second:
+            return slope, 0
+        mixed = _product(_product(-2, slope), first_below)
+        return slope, _quotient(_sum(_sum(bend, mixed), _product(-value, bend_below)), below)
+
     def _of_several(self, operation: Operation, results: Mapping[str, Any], own: Mapping[str, Derivatives],
                     second: bool) -> Derivatives:
         """By its expression: sum_i f_i u_i', and sum_ij f_ij u_i' u_j' + sum_i f_i u_i''."""
-        expression = self.rule(operation).expression
-        assert expression is not None
-        formula = expression(static_op(operation, self.active))
-        read = _reader(operation, results)
+        formula, read = self._formula(operation), _reader(operation, results)
         values = {operand_symbol(slot): read(slot) for slot in own}
 
         def value_of(written: Any) -> Any:
@@ -137,6 +163,10 @@ def _product(value: Any, factor: Any) -> Any:
         if isinstance(one, int | float) and one in (0, 1):
             return other if one == 1 else 0
     return value * factor
+
+
+def _quotient(value: Any, below: Any) -> Any:
+    return 0 if isinstance(value, int | float) and value == 0 else value / below
 
 
 def _sum(value: Any, more: Any) -> Any:

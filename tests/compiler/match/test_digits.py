@@ -64,6 +64,63 @@ def test_derivatives_keep_the_digits_that_torchs_keep(name, dtype):
         assert ((came - right).abs() <= allowed)[known].all(), (came, right)
 
 
+SMALL = (0.1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-12)
+TOWARDS_ZERO = {
+    "log cosh": lambda h: torch.log(torch.cosh(h)),
+    "Pade's tanh": lambda h: h * (27 + h * h) / (27 + 9 * h * h),
+    "TanhExp": lambda h: h * torch.tanh(torch.exp(h)),
+    "Mish by exponentials": lambda h: h * (h.exp() ** 2 + 2 * h.exp()) / (h.exp() ** 2 + 2 * h.exp() + 2),
+    "tanh by exponentials": FUNCTIONS["tanh by exponentials"],
+    "softsign by hand": lambda h: h / (1 + h.abs()),
+}
+
+
+@pytest.mark.parametrize("name", cases(TOWARDS_ZERO, ["log cosh", "Pade's tanh"], "the same lines"))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_derivatives_keep_their_digits_towards_zero(name, dtype):
+    model = Joined(TOWARDS_ZERO[name]).to(dtype)
+    compiled = hbp.compile(model, total, ["grad", "diag_h"])
+    ones = torch.ones(1, 2 * len(SIZES), dtype=dtype)
+    compiled(torch.linspace(-1, 1, 2 * len(SIZES), dtype=dtype).unsqueeze(0), ones)
+    X = torch.ones_like(ones)
+    X[0, : 2 * len(SMALL)] = torch.tensor([*SMALL, *(-size for size in SMALL)], dtype=dtype)
+    found = compiled(X, ones)
+    first, second = by_torch(model.double(), X.double())
+    slack = 100 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.grad["bias"].double(), first, rtol=slack, atol=0)
+    torch.testing.assert_close(found.diag_h["bias"].double(), second, rtol=slack, atol=slack)
+
+
+def test_squares_that_overflow_divide_nothing():
+    """The slope of x / (1 + |x|) is 1 / (1 + |x|)^2, whose square is infinite from 1.8e19 on in float32."""
+    model = Joined(F.softsign)
+    compiled = hbp.compile(model, total, ["grad", "diag_h"])
+    ones = torch.ones(1, 2 * len(SIZES))
+    compiled(torch.linspace(-1, 1, 2 * len(SIZES)).unsqueeze(0), ones)
+    found = compiled(ones * 1e21, ones)
+    assert found.grad["bias"].abs().max() < 1e-12
+    assert found.diag_h["bias"].abs().max() < 1e-12
+
+
+def test_diagonals_meet_a_slope_whose_square_is_infinite_as_gradients_do():
+    """torch multiplies one factor after the other: 0 times 1e21 twice is 0."""
+    model = nn.Sequential(Exponential(), nn.Hardtanh())
+    compiled = hbp.compile(model, nn.MSELoss(), ["grad", "diag_ggn", "diag_h"])
+    compiled(torch.randn(2, 1), torch.zeros(2, 1))
+    found = compiled(torch.tensor([[0.3], [50.0]]), torch.zeros(2, 1))
+    for quantity in (found.grad, found.diag_ggn, found.diag_h):
+        torch.testing.assert_close(quantity["0.bias"], torch.zeros(1))
+
+
+class Exponential(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, given):
+        return torch.exp(given + self.bias)
+
+
 def by_torch(model, X):
     (first,) = torch.autograd.grad(model(X).sum(), model.bias, create_graph=True)
     if not first.requires_grad:
