@@ -43,7 +43,7 @@ def times_logarithm(operation: str, function: Callable[[Any, Any], Any], beyond:
 
 
 XLOGY = times_logarithm("aten.xlogy.Tensor", torch.xlogy, 0, b)
-XLOG1PY = times_logarithm("aten.special_xlog1py", torch.special.xlog1py, 1, b + 1)
+XLOG1PY = times_logarithm("aten.special_xlog1py.default", torch.special.xlog1py, 1, b + 1)
 
 
 def of_a_number(number: float, x: Tensor) -> Tensor:
@@ -56,5 +56,17 @@ def by_a_number(x: Tensor, number: float) -> Tensor:
     return torch.xlogy(x, torch.full_like(x, number))
 
 
+def one_more_than_a_number(x: Tensor, number: float) -> Tensor:
+    if number > -1:
+        return x * math.log1p(number)
+    return torch.special.xlog1py(x, torch.full_like(x, number))
+
+
+def one_more_by_a_number(number: float, x: Tensor) -> Tensor:
+    return torch.special.xlog1py(torch.full_like(x, number), x)
+
+
 OF_A_NUMBER = Decomposition(["aten.xlogy.Scalar_Self"], of_a_number)
 BY_A_NUMBER = Decomposition(["aten.xlogy.Scalar_Other"], by_a_number)
+BY_ONE_MORE = Decomposition(["aten.special_xlog1py.other_scalar"], one_more_than_a_number)
+ONE_MORE_OF_A_NUMBER = Decomposition(["aten.special_xlog1py.self_scalar"], one_more_by_a_number)

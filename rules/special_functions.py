@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import factorial
 from typing import Any
 
 import sympy
@@ -67,6 +68,13 @@ def over_x(value: sympy.Expr, limit: sympy.Expr) -> sympy.Expr:
 
 
 _half = sympy.Rational(1, 2)
+_TERMS = 7
+"""Of a power series, whose rest is a rounding up to 1/2."""
+_near_zero = sum(
+    sympy.Rational((2 * k + 1) * 2 * k, 2 ** (2 * k + 1) * factorial(k) * factorial(k + 1)) * x ** (2 * k - 1)
+    for k in range(1, _TERMS + 1)
+)
+"""I1'' as its series: further out, 1/2 and its half do not cancel any more."""
 I0 = alone(
     elementwise("aten.i0", i0(x), first=i1(x), second=y - over_x(i1(x), _half), forward=lambda op: torch.i0(op.self))
 )
@@ -75,7 +83,7 @@ I1 = alone(
         "aten.special_i1",
         i1(x),
         first=i0(x) - over_x(y, _half),
-        second=y - over_x(dy - over_x(y, _half), sympy.Integer(0)),
+        second=Piecewise((sympy.horner(_near_zero), sympy.Abs(x) < _half), (y - (dy - y / x) / x, True)),
         forward=lambda op: torch.ops.aten.special_i1(op.self),
     )
 )

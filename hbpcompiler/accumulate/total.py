@@ -103,18 +103,18 @@ class Total:
         """Whether this is of that model."""
         return self._model is model
 
-    @classmethod
-    def merge(cls, first: Total, *others: Total) -> Total:
-        """The total of several parts of a data set, each accumulated by itself with the same model and quantities.
+    def merge(self: Total, *others: Total) -> Total:
+        """The total of several parts of a data set, each accumulated by itself with the same model and quantities:
+        `Total.merge(first, second)`, or `first.merge(second)`.
 
         Raises InputError naming every difference between them. The parts stay as they are.
         """
-        for other in (first, *others):
+        for other in (self, *others):
             if not isinstance(other, Total):
                 raise InputTypeError(f"totals are merged with totals, not with {type(other).__name__}")
-            if differences := first._header.differences(other._header, of_run=False):
+            if differences := self._header.differences(other._header, of_run=False):
                 raise InputError(listing("These totals do not belong together:", differences))
-        return cls(combined([first._sums, *(other._sums for other in others)]), first._header, first._model)
+        return Total(combined([self._sums, *(other._sums for other in others)]), self._header, self._model)
 
     def save(self, path: str | Path) -> Path:
         """Write it to a file, whole or not at all."""

@@ -159,7 +159,8 @@ def inner_products(left: Columns, right: Columns) -> Tensor:
     """sum over the tensors of left[f] . right[k], [F, K] in float64, a piece at a time: no copies of all in float64."""
     total = torch.zeros(len(left[0]), len(right[0]), dtype=torch.float64, device=left[0].device)
     for one, other in zip(left, right, strict=True):
-        pieces = zip(one.flatten(1).split(PIECE, 1), other.flatten(1).split(PIECE, 1), strict=True)
+        rows = one.reshape(len(one), -1), other.reshape(len(other), -1)  # a number has no axis to flatten
+        pieces = zip(*(each.split(PIECE, 1) for each in rows), strict=True)
         for own, its in pieces:
             total += own.double() @ its.double().t()
     return total

@@ -35,6 +35,8 @@ MISREAD = aten.nll_loss.default
 """Of reduction="none" torch's table of decompositions reads the number as another argument's."""
 VIEWS = frozenset({aten.view, aten._unsafe_view})
 """Views that a graph without copies cannot always have: where memory lies otherwise, they are a copy."""
+WITH_COPIES = dict.fromkeys(VIEWS, aten.reshape)
+"""What takes their place: a later batch may lie otherwise than the one that was traced."""
 SCATTER, CAST = aten.scatter.src, aten._to_copy.default
 """By what torch.vmap puts values into places, and makes a tensor of a number."""
 

@@ -36,7 +36,7 @@ def test_counts_of_batches_are_those_of_the_whole(reduction, arguments, tmp_path
     total.save(tmp_path / "total.pt")
     parts = [hbp.accumulate(compiled, [batch], **said) for batch in cut(data, 4, 5)]
     for found in (total, hbp.Total.load(tmp_path / "total.pt", model), hbp.Total.merge(*parts),
-                  hbp.Total.merge(*parts).to(dtype=torch.float32)):
+                  parts[0].merge(*parts[1:]), hbp.Total.merge(*parts).to(dtype=torch.float32)):
         for quantity in NAMES[:2]:
             for name, counts in whole[quantity].items():
                 assert found[quantity][name].dtype == torch.int64

@@ -67,3 +67,29 @@ def test_what_has_no_solution_by_conjugate_gradients_is_said():
     with pytest.raises(hbp.NotConvergedError, match=r"in 3 products: give a larger tolerance="):
         operator().damped(1e-6).solve(b, most_products=3)
     assert (operator().damped(1.0).solve(b, tolerance=0.5, most_products=3) != 0).any()
+
+
+class Scaled(nn.Module):
+    """A layer and a trained number, which has no axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(3, 3).double(), nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, x):
+        return self.layer(x) * self.scale
+
+
+def test_numbers_without_axes_are_parameters_as_others_are():
+    torch.manual_seed(0)
+    model, X, y = Scaled(), torch.randn(8, 3, dtype=torch.float64), torch.randint(3, (8,))
+    A = hbp.operator(model, nn.CrossEntropyLoss(), [(X, y)], "ggn").damped(0.1)
+    vector = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
+    found = A.solve(vector)
+    dense = torch.linalg.solve(A.to_dense(), torch.cat([part.flatten() for part in vector.values()]))
+    close(torch.cat([found[name].flatten() for name in vector]), dense, "solution", 1e-6)
+    optimizer = hbp.optim.BlockNewton(model, nn.CrossEntropyLoss())
+    before = float(nn.CrossEntropyLoss()(model(X), y))
+    for _ in range(3):
+        optimizer.step(X, y)
+    assert float(nn.CrossEntropyLoss()(model(X), y)) < before

@@ -93,6 +93,18 @@ def test_second_derivatives_of_bessel_functions(function):
     torch.testing.assert_close(found, expected.diagonal())
 
 
+def test_the_second_derivative_of_i1_near_zero():
+    """3/8 x, which is left of 1 - 1/2 - 1/2 over x: two roundings over 1e-12 were 1e5."""
+    model = Scaled(torch.special.i1).float()
+    X = torch.tensor([[1e-2, 1e-5, 1e-12]])
+    found = hbp.compile(model, lambda o, y: (o * y).sum(), quantities=["diag_h"])
+    found(torch.randn(2, 3), torch.ones(2, 3))
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    diagonal = found(X, torch.ones(1, 3)).diag_h["weight"]
+    torch.testing.assert_close(diagonal / X[0] ** 3, torch.full((3,), 0.375), rtol=1e-4, atol=0)
+
+
 class Normed(nn.Module):
     """Vectors of one length, or 0 where there is padding, whose row is zero and has a norm of infinite slope."""
 

@@ -83,6 +83,7 @@ class Entropy(nn.Module):
 ENTROPIES = {
     "xlogy": torch.xlogy, "xlog1py": torch.special.xlog1py, "by a number": lambda a, b: torch.xlogy(a, 2.5) * b,
     "of a number": lambda a, b: torch.xlogy(0.0, b) + torch.xlogy(1.5, b) + a,
+    "of one more": lambda a, b: torch.special.xlog1py(a, 2.0) + torch.special.xlog1py(1.5, b),
 }
 
 

@@ -15,7 +15,7 @@ from hbpcompiler.compiler.derive.carry_out import backward_pass
 from hbpcompiler.compiler.derive.sample_losses import SampleLosses
 from hbpcompiler.compiler.match.losses.endings import without_losses
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.match.operation.aten import call, packet_of
+from hbpcompiler.compiler.match.operation.aten import call, callee
 from hbpcompiler.compiler.match.operation.bind import bind, static_op
 from hbpcompiler.compiler.plan.closings import bases_of
 from hbpcompiler.compiler.plan.formulas import is_second
@@ -192,7 +192,7 @@ class _Derivation:
             return arithmetic(item, self.batch) if depends_on_batch(item) else item
 
         def run(*positional: Any, **keywords: Any) -> Any:
-            return self.writer.call(packet_of(operation), *positional, **keywords)
+            return self.writer.call(callee(operation), *positional, **keywords)
 
         result = call(operation, run, tensor, other)
         if not operation.parts:

@@ -72,6 +72,13 @@ def test_a_loss_that_ignores_the_output():
         hbp.compile(nn.Linear(3, 2).double(), lambda o, t: t.double().mean(), quantities=["grad"])(X, Y)
 
 
+@pytest.mark.parametrize("end", [lambda value: value.detach(), lambda value: value.detach().requires_grad_(),
+                                 lambda value: (value + value).detach()])
+def test_a_loss_that_is_detached_at_its_end(end):
+    with pytest.raises(hbp.CompileError, match=r"No trainable parameter influences the loss(?s:.*)detach in the loss"):
+        hbp.compile(nn.Linear(3, 2).double(), lambda o, t: end(nn.functional.cross_entropy(o, t)), ["grad"])(X, Y)
+
+
 UNUSED = {
     "never used": lambda a, b: a,
     "detached": lambda a, b: a * b.detach(),

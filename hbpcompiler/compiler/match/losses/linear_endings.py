@@ -77,7 +77,7 @@ class _Rewriting:
         """Write the sum or mean over everything, or the inner product, of a vector in another way, if there is one."""
         form: _Reduced | _Stacked | None
         active = [value for value in operation.tensors.values() if value.name in self.graph.active]
-        if self.is_idle(operation):
+        if active and self.is_idle(operation):
             self._added(active, written.SUM, operation.output)
             return True
         if len(active) != 1 or not active[0].shape:

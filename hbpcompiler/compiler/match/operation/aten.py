@@ -10,6 +10,7 @@ import torch
 
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.rule.registry import Registry
+from hbpcompiler.rules.shared.torch_operations import WITH_COPIES
 
 OURS = ("parameter", "derived", "fused")
 """The namespaces of operations that torch does not know: parameters' values, derived rules, what `fuse` joins."""
@@ -54,6 +55,12 @@ def packet_of(operation: Operation) -> Any:
     """The operation under its name without overload."""
     namespace, name = operation.target.split(".", 1)
     return getattr(getattr(torch.ops, namespace), name)
+
+
+def callee(operation: Operation) -> Any:
+    """What a program calls in its place, under its name without overload: batches may lie otherwise than the first."""
+    packet = packet_of(operation)
+    return WITH_COPIES.get(packet, packet)
 
 
 def call(operation: Operation, run: Callable[..., Any], tensor: Callable[[str], Any],

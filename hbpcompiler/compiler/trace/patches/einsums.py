@@ -12,8 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
-from torch.utils import _pytree as pytree
 
 _TORCHS = torch.einsum
 _ELLIPSIS = 0xE000
@@ -29,10 +27,7 @@ def einsum_with_layers(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
         found = _as_linear(*arguments) if len(arguments) == 3 and not named else None
         if found is not None:
             return found
-        tensors = [item for item in pytree.tree_leaves(arguments) if isinstance(item, Tensor)]
-        if not any(map(free_unbacked_symbols, tensors)):
-            return own(*arguments, **named)
-        with torch.backends.opt_einsum.flags(enabled=False):  # it counts the rows that a mask picks
+        with torch.backends.opt_einsum.flags(enabled=False):  # it counts samples, and the rows that a mask picks
             return own(*arguments, **named)
 
     return run

@@ -89,3 +89,18 @@ def test_a_function_in_its_place_is_left_alone() -> None:
 
 def test_without_parameters_it_is_torchs_own() -> None:
     assert einsums._as_linear("bi,oi->bo", torch.randn(2, 3), torch.randn(4, 3)) is None
+
+
+def test_no_order_is_sought_that_depends_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """opt_einsum, where it is installed, turns the number of samples into a number to find the cheapest order."""
+    seen: list[bool] = []
+
+    def own(*arguments: Any) -> Tensor:
+        seen.append(torch.backends.opt_einsum.enabled)
+        return torch.einsum(*arguments)
+
+    monkeypatch.setattr(einsums, "_TORCHS", own)
+    x, weight = torch.randn(4, 3), torch.randn(3)
+    found = einsum_with_layers(own)("ni,nj,j->ni", x, x, weight)
+    assert seen == [False]
+    torch.testing.assert_close(found, torch.einsum("ni,nj,j->ni", x, x, weight))
