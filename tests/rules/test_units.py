@@ -241,3 +241,42 @@ def test_small_values_that_meet_a_layer_twice():
     for name in ("first.weight", "twice.weight", "twice.bias"):
         error = (found[name].double() - expected[name]).abs().max() / expected[name].abs().max()
         assert error < 3e-4, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("name", ["RMSNorm", "matrices", "cosines"])
+def test_diagonals_beside_their_parts_keep_their_digits(name):
+    """Columns of the parts are eigenvectors and have no units; those of the sum have their own. Parts are the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), Applied(NORMS[name]), nn.Linear(8, 3))
+    X, y = torch.randn(5, 6), torch.randint(3, (5,))
+    alone = hbp.compile(model, quantities=["diag_h_split"], example_inputs=(X, y))(X, y).diag_h_split["0.weight"]
+    compiled = hbp.compile(model, quantities=["diag_h", "batch_diag_h", "diag_h_split"])
+    beside = compiled(X, y).diag_h_split["0.weight"]
+    for own, other in zip(alone, beside, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6)
+    X, y = 3000 * torch.randn(7, 6), torch.randint(3, (7,))
+    found = compiled(X, y)
+    expected = reference(model.double(), nn.CrossEntropyLoss(), (X.double(),), y, "diag_h")["0.weight"]
+    for value in (found.diag_h["0.weight"], found.batch_diag_h["0.weight"].sum(0)):
+        torch.testing.assert_close(value.double(), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_parts_of_powers_with_a_trained_exponent(pooled, dtype, tolerance):
+    """Eigenvalues of quite different sizes in the base and in the exponent: the smaller one cancelled."""
+    def function(h, t):
+        power = (h**2 + 0.1) ** t
+        return power.mean(1, keepdim=True) ** (1 / t) * h if pooled else power
+
+    torch.manual_seed(2)
+    model, loss = Tempered(function).to(dtype), nn.MSELoss()
+    X, y = torch.randn(4, 3, dtype=dtype), torch.randn(4, 2, dtype=dtype)
+    compiled = hbp.compile(model, loss, ["diag_h_split"], example_inputs=(X, y))
+    with torch.no_grad():
+        model.t.fill_(0.8)
+    found = compiled(100 * X, y).diag_h_split
+    for name, value in reference(model.double(), loss, (100 * X.double(),), y.double(), "diag_h").items():
+        ggn, positive, negative = (part.double() for part in found[name])
+        largest = float(value.abs().max())
+        torch.testing.assert_close(ggn + positive - negative, value, rtol=0, atol=tolerance * largest)
