@@ -280,3 +280,74 @@ def test_parts_of_powers_with_a_trained_exponent(pooled, dtype, tolerance):
         ggn, positive, negative = (part.double() for part in found[name])
         largest = float(value.abs().max())
         torch.testing.assert_close(ggn + positive - negative, value, rtol=0, atol=tolerance * largest)
+
+
+class Squeezed(nn.Module):
+    """Channels times gates of their means (Hu et al. 2018)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gate, self.last = nn.Conv2d(2, 2, 3), nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last((h * torch.sigmoid(self.gate(h.mean((2, 3))))[:, :, None, None]).mean((2, 3)))
+
+
+def test_closed_gates_of_a_large_sample():
+    """A gate that is exactly 0 says nothing of its size; that sample's columns of both signs were a million times the
+    others', and cancelled."""
+    for seed in (0, 2, 7):
+        torch.manual_seed(seed)
+        model = Squeezed()
+        compiled = hbp.compile(model, nn.MSELoss(), ["diag_h"])
+        compiled(torch.randn(4, 2, 4, 4), torch.randn(4, 2))
+        X, y = torch.randn(3, 2, 4, 4) * torch.tensor([1e3, 1, 1e-3]).reshape(3, 1, 1, 1), torch.randn(3, 2)
+        with torch.no_grad():
+            model.gate.weight.copy_(-model.first(X[:1]).mean((2, 3)).sign().expand(2, -1))
+            assert torch.sigmoid(model.gate(model.first(X[:1]).mean((2, 3)))).max() == 0
+        found = compiled(X, y).diag_h["first.weight"]
+        expected = reference(model.double(), nn.MSELoss(), (X.double(),), y.double(), "diag_h")["first.weight"]
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+class Crossing(nn.Module):
+    """h times a factor that passes zero in one sample, where it has a slope all the same."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.first, self.last = function, nn.Linear(3, 3), nn.Linear(3, 2)
+        self.gate = nn.Linear(3, 1)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(self.function(h, self.gate(h)))
+
+
+CROSSINGS = {
+    "sinc": lambda h, g: torch.sinc(h.norm(dim=1, keepdim=True)) * h + 0 * g,
+    "gate": lambda h, g: torch.tanh(g) * h,
+    "matrix": lambda h, g: (torch.tanh(g).unsqueeze(2) @ h.unsqueeze(1)).squeeze(1),
+    "whole": lambda h, g: torch.tanh(g).expand(-1, 3).contiguous() * h,
+    "quotient": lambda h, g: g / (1 + h.square().sum(1, keepdim=True)) * h,
+    "centred": lambda h, g: (lambda d: d * torch.rsqrt(d.square().mean(1, True) + 1e-5))(h - h.mean(1, True)) + 0 * g,
+}
+
+
+@pytest.mark.parametrize("function", CROSSINGS.values(), ids=CROSSINGS)
+@pytest.mark.parametrize(("dtype", "size", "tolerance"), [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-6, 3e-5)])
+def test_a_factor_that_passes_zero(function, dtype, size, tolerance):
+    """Its unit was 1 over that value: 19 % off with sinc(3), in double precision too."""
+    torch.manual_seed(0)
+    model = Crossing(function).to(dtype)
+    X, y = torch.randn(3, 3, dtype=dtype), torch.randn(3, 2, dtype=dtype)
+    compiled = hbp.compile(model, nn.MSELoss(), ["diag_h"])
+    compiled(X, y)
+    with torch.no_grad():
+        model.first.weight.copy_(torch.eye(3))
+        model.first.bias.zero_()
+        X[0] = torch.tensor([2.0, 2, 1]) if function is CROSSINGS["sinc"] else torch.tensor([0.1, 0.1, 0.1])
+        model.gate.bias += size - model.gate(X[:1])[0]
+    found = compiled(X, y).diag_h["first.bias"]
+    expected = reference(model.double(), nn.MSELoss(), (X.double(),), y.double(), "diag_h")["first.bias"]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
