@@ -195,6 +195,7 @@ INVARIANT = {
     "matrices": (lambda h, k: (h.unsqueeze(1) @ k.unsqueeze(2)).squeeze(2) * h / (total(h)**2 * total(k)), 1e5),
     "cosines": (lambda h, k: h * k / (h.norm(dim=1, keepdim=True) * k.norm(dim=1, keepdim=True)), 1e6),
     "a share": (lambda h, k: h / (total(h) + total(k)), 1e9),
+    "an inverse root": (lambda h, k: h * h.square().sum(1, True).rsqrt() + 0 * k, 1e8),
     "an inverse": (lambda h, k: h * (total(h) + total(k)).reciprocal(), 1e9),
 }
 
