@@ -15,6 +15,7 @@ LEGEND: Mapping[str, str] = {
     "M": "sampled GGN columns",
     "R": "residual columns",
     "Q": "sampled residual columns",
+    "P": "residual columns by their signs",
     "H": "the loss's Hessian, sample by sample",
     "G": "averaged GGN",
     "W": "weighted sums of GGN columns",

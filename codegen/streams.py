@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-LETTERS = "gCSMRQHGWZJdTUAB"
+LETTERS = "gCSMRQPHGWZJdTUAB"
 """Of streams, derivatives, products and factors."""
 WORDS = ("sign", "index", "noise")
 STREAM = re.compile(rf"^(?:pooled_)?(?P<prefix>[{LETTERS}]|{'|'.join(WORDS)})_")

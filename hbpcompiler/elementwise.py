@@ -95,7 +95,7 @@ def elementwise(
     )
 
 
-STEPWISE = (2, 3)
+STEPWISE = (2, 3, 5)
 """Powers of which a curvature is taken factor by factor."""
 
 

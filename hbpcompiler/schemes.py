@@ -14,7 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from hbpcompiler.quantities import FIRST_ORDER, GGN, GGN_MC, KFRA, OUTPUT, RESIDUAL, RESIDUAL_MC, Closing, Quantity
+from hbpcompiler.quantities import (
+    FIRST_ORDER,
+    GGN,
+    GGN_MC,
+    KFRA,
+    OUTPUT,
+    RESIDUAL,
+    RESIDUAL_MC,
+    RESIDUAL_PARTS,
+    Closing,
+    Quantity,
+)
 
 HESSIAN, GGN_ALONE, PCH_ABS, PCH_CLIP = "hessian", "ggn", "pch_abs", "pch_clip"
 SCHEMES: Mapping[str, str] = {
@@ -27,7 +38,7 @@ SCHEMES: Mapping[str, str] = {
 
 def kept(curvature: str, closings: Collection[Closing]) -> frozenset[Closing]:
     """The closings that are left under a scheme."""
-    dropped = (RESIDUAL, RESIDUAL_MC) if curvature == GGN_ALONE else ()
+    dropped = (RESIDUAL, RESIDUAL_MC, RESIDUAL_PARTS) if curvature == GGN_ALONE else ()
     return frozenset(closing for closing in closings if closing.stream not in dropped)
 
 

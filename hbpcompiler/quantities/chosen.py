@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from hbpcompiler.patterns import exact, fits
 from hbpcompiler.quantities.table import QUANTITIES, TABLE, closings_for
-from hbpcompiler.quantities.vocabulary import BASES, COLUMN_WEIGHTS, DIRECTIONS, Closing
+from hbpcompiler.quantities.vocabulary import BASES, COLUMN_WEIGHTS, DIRECTIONS, RESIDUAL, RESIDUAL_PARTS, Closing
 
 WITHOUT_VECTORS = tuple(quantity.name for quantity in TABLE
                         if not {DIRECTIONS, COLUMN_WEIGHTS, BASES}.intersection(quantity.arguments))
@@ -51,14 +51,16 @@ class Closings(frozenset[Closing]):
     """All closings of a program; `of` says which of them one parameter has."""
 
     def __new__(cls, names: tuple[str, ...], chosen: Chosen, kept: Callable[[frozenset[Closing]], frozenset[Closing]],
-                ) -> Closings:
-        made = super().__new__(cls, kept(closings_for(names)))
-        made.names, made.chosen, made.kept, made.known = names, chosen, kept, {}
+                apart: bool = False) -> Closings:
+        made = super().__new__(cls, kept(closings_for(names, apart)))
+        made.names, made.chosen, made.kept, made.apart, made.known = names, chosen, kept, apart, {}
         return made
 
     names: tuple[str, ...]
     chosen: Chosen
     kept: Callable[[frozenset[Closing]], frozenset[Closing]]
+    apart: bool
+    """Whether parts of residuals have a stream of their own."""
     known: dict[str, frozenset[Closing]]
     """What `of` has found, by parameter: hundreds of patterns may have to be looked at."""
 
@@ -66,8 +68,15 @@ class Closings(frozenset[Closing]):
         """Those that the quantities chosen for this parameter need."""
         if parameter not in self.known:
             asked = tuple(name for name in self.names if self.chosen.asks(name, parameter))
-            self.known[parameter] = self.kept(closings_for(asked))
+            self.known[parameter] = self.kept(closings_for(asked, self.apart))
         return self.known[parameter]
+
+    def with_parts_apart(self) -> Closings:
+        """The same where a residual's parts are wanted beside what sums its columns, with the parts in a stream of
+        their own."""
+        found = Closings(self.names, self.chosen, self.kept, apart=True)
+        streams = {closing.stream for closing in found}
+        return found if {RESIDUAL, RESIDUAL_PARTS} <= streams else self
 
 
 def closings_of(closings: Collection[Closing], parameter: str) -> Collection[Closing]:

@@ -67,6 +67,7 @@ from hbpcompiler.quantities.vocabulary import (
     REDUCED_INPUT_FACTOR,
     RESIDUAL,
     RESIDUAL_MC,
+    RESIDUAL_PARTS,
     ROWS,
     SPREAD,
     SQUARES,
@@ -176,6 +177,8 @@ TABLE: tuple[Quantity, ...] = (
 )
 
 
+PARTS = (POSITIVE, NEGATIVE)
+"""Closings of a residual to which each column counts by its own sign."""
 QUANTITIES: Mapping[str, Quantity] = {quantity.name: quantity for quantity in TABLE}
 
 SAMPLED: Mapping[str, str] = {
@@ -188,9 +191,13 @@ SAMPLED: Mapping[str, str] = {
 """Quantities that estimate, from sampled columns, what others say exactly."""
 
 
-def closings_for(names: tuple[str, ...]) -> frozenset[Closing]:
-    """All closings that the named quantities need; DIAGONAL follows from POSITIVE and NEGATIVE where both are there."""
+def closings_for(names: tuple[str, ...], apart: bool = False) -> frozenset[Closing]:
+    """All closings that the named quantities need; DIAGONAL follows from POSITIVE and NEGATIVE where both are there,
+    unless parts are `apart`, in a stream of their own."""
     needed = {closing for name in names for closing in QUANTITIES[name].needs}
+    if apart:
+        return frozenset(Closing(RESIDUAL_PARTS if stream == RESIDUAL and kind in PARTS else stream, kind)
+                         for stream, kind in needed)
     for stream in {closing.stream for closing in needed}:
         if Closing(stream, POSITIVE) in needed:
             needed.discard(Closing(stream, DIAGONAL))

@@ -37,6 +37,7 @@ from hbpcompiler.quantities.vocabulary import (
     PROJECT,
     RESIDUAL,
     RESIDUAL_MC,
+    RESIDUAL_PARTS,
     SUM,
     VECTORS,
     Closing,
@@ -85,9 +86,14 @@ def diag_h_sampled(ggn_stream: str) -> Callable[[Closed], Any]:
 
 def diag_h_split(closed: Closed) -> dict[str, Any]:
     ggn = closed.scaled(closed.get(GGN, DIAGONAL))
-    parts = {"positive": closed.get(RESIDUAL, POSITIVE), "negative": closed.get(RESIDUAL, NEGATIVE)}
+    parts = {"positive": _part(closed, POSITIVE), "negative": _part(closed, NEGATIVE)}
     return {"ggn": ggn, **{name: ggn.new_zeros(ggn.shape) if part is None else closed.scaled(part)
                            for name, part in parts.items()}}
+
+
+def _part(closed: Closed, kind: str) -> Any:
+    found = closed.get(RESIDUAL, kind)
+    return closed.get(RESIDUAL_PARTS, kind) if found is None else found
 
 
 def batch_diag_h(closed: Closed) -> Any:

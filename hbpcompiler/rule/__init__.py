@@ -34,7 +34,7 @@ from torch import Tensor
 from hbpcompiler.rule.case import Case
 from hbpcompiler.rule.contraction import Contraction
 from hbpcompiler.rule.crossing import masked, times_slope
-from hbpcompiler.rule.derivatives import bend_of, pulled_back, residual_columns, slope_of, vjp
+from hbpcompiler.rule.derivatives import bend_of, passing_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, otherwise_called, split, vmap_columns
 from hbpcompiler.rule.idioms import (
     counted_labels,
@@ -131,6 +131,7 @@ __all__ = [
     "otherwise_called",
     "pad_axes",
     "passed",
+    "passing_of",
     "patches",
     "pulled_back",
     "residual_columns",

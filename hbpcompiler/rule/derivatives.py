@@ -32,6 +32,10 @@ def _slope_on_meta(function: Any, inputs: list[Tensor], at: int) -> Tensor:
     return torch.empty_like(inputs[at])
 
 
+def _passing_on_meta(function: Any, inputs: list[Tensor], at: int) -> Tensor:
+    return torch.empty_like(inputs[at], dtype=torch.bool)
+
+
 def _bend_on_meta(function: Any, gradient: Tensor, inputs: list[Tensor], at: int) -> Tensor:
     return torch.empty_like(inputs[at])
 
@@ -113,6 +117,15 @@ def slope_of(function: Callable[..., Tensor], inputs: list[Tensor], at: int) -> 
     y, back = vjp(lambda x: function(*inputs[:at], x, *inputs[at + 1 :]), inputs[at])
     slope: Tensor = back(torch.ones_like(y))[0].clone()
     return slope
+
+
+@idiom(on_meta=_passing_on_meta)
+def passing_of(function: Callable[..., Tensor], inputs: list[Tensor], at: int) -> Tensor:
+    """Where an elementwise function sends anything to inputs[at], a mask: nowhere that torch selects 0, whatever
+    arrives, rather than multiply by it."""
+    y, back = vjp(lambda x: function(*inputs[:at], x, *inputs[at + 1 :]), inputs[at])
+    passed: Tensor = back(torch.full_like(y, torch.inf))[0] != 0
+    return passed
 
 
 @idiom(on_meta=_bend_on_meta)

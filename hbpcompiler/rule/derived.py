@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hbpcompiler.errors import UnsupportedOpError
 from hbpcompiler.rule.composite import Composite, EachSample
-from hbpcompiler.rule.derivatives import bend_of, pulled_back, residual_columns, slope_of
+from hbpcompiler.rule.crossing import masked
+from hbpcompiler.rule.derivatives import bend_of, passing_of, pulled_back, residual_columns, slope_of
 from hbpcompiler.rule.op import Op
 from hbpcompiler.rule.residual import ZERO, Diagonal, Factor, Residual
 from hbpcompiler.rule.rule import JacT, Rule
@@ -103,7 +104,7 @@ def _derivative(use: Use) -> Callable[[Op], Tensor]:
 
     def derivative(op: Op) -> Tensor:
         found: Tensor = slope_of(use.function, _tensors(use, op), at)
-        return found
+        return masked(found, passing_of(use.function, _tensors(use, op), at))
 
     return derivative
 

@@ -93,10 +93,9 @@ class TwoOperands:
 
     # -- where both do --------------------------------------------------------------------------------------------
 
-    def bends(self, op: Op, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def bends(self, op: Op, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Each element's symmetric matrix [[p, q], [q, r]], with the operands in units u and 1 / u, which bring p
-        and r to one size: its eigenvalues, the larger one first, the angle of the first eigenvector, which is half of
-        that of (p - r, 2 q), and u.
+        and r to one size: its eigenvalues, the larger one first, the first eigenvector, and u.
 
         Of a base near 0 and its exponent p may be 1e23 times r: without units r is rounded away. Where q is the
         largest, u stays as near the operands' own sizes as p and r allow: that one of them happens to be 0 says nothing
@@ -113,14 +112,15 @@ class TwoOperands:
         unit = called("unit", torch.where((squared > 0) & squared.isfinite(), squared, 1.0).sqrt())
         p, r = p / unit.square(), r * unit.square()
         mean, half = called("mean", (p + r) / 2), called("half", (p - r) / 2)
-        spread, angle = called("spread", torch.hypot(half, q)), called("angle", torch.atan2(q, half) / 2)
-        return mean + spread, mean - spread, angle, unit
+        spread = called("spread", torch.hypot(half, q))
+        cosine, sine = eigenvector(half, q, spread)
+        return *eigenvalues(p, q, r, mean, spread), cosine, sine, unit
 
     def factor(self, op: Op, gradient: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        first, second, angle, unit = self.bends(op, gradient)
+        first, second, cosine, sine, unit = self.bends(op, gradient)
         upper, upper_signs = columns_per_element(op, first)
         lower, lower_signs = columns_per_element(op, second)
-        cosine, sine, unit = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1), unit.unsqueeze(1)
+        cosine, sine, unit = cosine.unsqueeze(1), sine.unsqueeze(1), unit.unsqueeze(1)
         one, other = self.names
         columns = {
             one: unbroadcast(op, one, torch.cat([upper * cosine, lower * -sine], 1) * unit),
@@ -130,13 +130,13 @@ class TwoOperands:
 
     def drawn(self, op: Op, gradient: Tensor, noise: Noise) -> dict[str, Tensor]:
         """Random sums of these columns."""
-        first, second, angle, unit = self.bends(op, gradient)
+        first, second, cosine, sine, unit = self.bends(op, gradient)
         sums = []
         for eigenvalue in (first, second):
             signs = noise(*op.shape("output"))
             parts = (eigenvalue.clamp(min=0), (-eigenvalue).clamp(min=0))
             sums.append(torch.cat([signs * part.sqrt().unsqueeze(1) for part in parts], 1))
-        cosine, sine, unit = angle.cos().unsqueeze(1), angle.sin().unsqueeze(1), unit.unsqueeze(1)
+        cosine, sine, unit = cosine.unsqueeze(1), sine.unsqueeze(1), unit.unsqueeze(1)
         one, other = self.names
         return {one: unbroadcast(op, one, (sums[0] * cosine - sums[1] * sine) * unit),
                 other: unbroadcast(op, other, (sums[0] * sine + sums[1] * cosine) / unit)}
@@ -149,6 +149,23 @@ class TwoOperands:
             return Factor(count, self.factor, drawn=self.drawn, own=own)
         (diagonal,) = own.values()
         return Diagonal(diagonal)
+
+
+def eigenvalues(p: Tensor, q: Tensor, r: Tensor, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """mean + spread and mean - spread; what nothing is left of there is the determinant by the other one."""
+    outer = called("outer", mean + spread.copysign(mean))
+    divisor = torch.where(outer == 0, 1.0, outer)
+    inner = called("inner", p * (r / divisor) - q * (q / divisor))
+    positive = mean >= 0
+    return torch.where(positive, outer, inner), torch.where(positive, inner, outer)
+
+
+def eigenvector(half: Tensor, q: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of half the angle of (half, q), each to its own digits however small it is."""
+    length = torch.where(spread == 0, 1.0, spread)
+    long = called("long", ((1 + torch.where(spread == 0, 1.0, half.abs() / length)) / 2).sqrt())
+    short = called("short", q.abs() / length / (2 * long))
+    return torch.where(half >= 0, long, short), torch.where(half >= 0, short, long).copysign(q)
 
 
 def two_operands(

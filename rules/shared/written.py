@@ -32,6 +32,24 @@ def is_square(target: str, attributes: Mapping[str, Any]) -> bool:
     return target == SQUARE or (target == POWER and attributes.get("exponent") == 2)
 
 
+def factor_of(target: str, attributes: Mapping[str, Any]) -> float | None:
+    """By which number an operation multiplies its one tensor; None if it does something else."""
+    if target in ("aten.neg", "aten.negative"):
+        return -1.0
+    number = attributes.get("other")
+    if target not in MULTIPLES or isinstance(number, bool) or not isinstance(number, int | float) or (
+            attributes.get("rounding_mode") is not None):
+        return None
+    return number if target == PRODUCT else 1 / number if number else None
+
+
+def is_whole_of_not_negative(target: str, attributes: Mapping[str, Any]) -> bool:
+    """Whether it changes no number that is not negative."""
+    at_least = attributes.get("min")
+    cut = target in ("aten.clamp", "aten.clamp_min") and attributes.get("max") is None
+    return target in ("aten.relu", "aten.abs") or (cut and isinstance(at_least, int | float) and at_least <= 0)
+
+
 def squared() -> Written:
     return Written(POWER, "Tensor_Scalar", {"exponent": 2})
 
@@ -78,7 +96,15 @@ TRANSPOSES = ("aten.t", "aten.transpose", "aten.permute")
 
 # -- axes ------------------------------------------------------------------------------------------------------------
 
-END_TO_END, ENTRY, PERMUTED = "aten.cat", "aten.select", "aten.permute"
+END_TO_END, ENTRY, PART, PERMUTED = "aten.cat", "aten.select", "aten.slice", "aten.permute"
+RESHAPED = frozenset({
+    "aten.view", "aten._unsafe_view", "aten.reshape", "aten.flatten", "aten.unflatten", "aten.unsqueeze",
+    "aten.squeeze", "aten.clone", "aten.contiguous", "aten.alias",
+})
+"""Their results have the same numbers in the same order."""
+MOVED = RESHAPED | {END_TO_END, ENTRY, PART, PERMUTED, "aten.stack", "aten.transpose", "aten.t", "aten.movedim",
+                    "aten.expand", "aten.expand_as", "aten.flip", "aten.roll", "aten.repeat"}
+"""Each number of their results is one of their inputs', wherever it stands."""
 
 
 def entry(axis: int, place: int) -> Written:

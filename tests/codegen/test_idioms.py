@@ -8,7 +8,7 @@ from hbpcompiler.codegen.definitions import _source
 from hbpcompiler.compiler.program.grams import gram, onednn_gram, pixel_gram
 from hbpcompiler.compiler.program.kernels import FALLBACKS
 from hbpcompiler.compiler.program.weights import mean_weights, root_weights, weighted
-from hbpcompiler.rule import bend_of, pulled_back, residual_columns, slope_of, vjp
+from hbpcompiler.rule import bend_of, passing_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.derivatives import slope_in_all
 from hbpcompiler.rule.idioms import (
     counted_labels,
@@ -121,7 +121,7 @@ def test_each_is_documented_and_scriptable(tmp_path):
     file.write_text(head + "\n\n\n".join(_source(helper) for helper in FALLBACKS))
     space = {"__name__": "helpers"}
     exec(compile(file.read_text(), str(file), "exec"), space)
-    of_functions = (vjp, pulled_back, residual_columns, slope_in_all, slope_of, bend_of)  # they differentiate
+    of_functions = (vjp, pulled_back, residual_columns, slope_in_all, slope_of, bend_of, passing_of)  # derivatives
     for helper in FALLBACKS:
         assert helper.__doc__
         if helper not in of_functions:

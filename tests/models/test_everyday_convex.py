@@ -29,6 +29,10 @@ def teacher(o, y):
     return F.one_hot(y, 3).to(D).softmax(1)
 
 
+def several(o, y):
+    return 1 - F.one_hot(y, 3)
+
+
 CONVEX = {
     "log1p(exp)": lambda o, y: torch.log1p(torch.exp(-o)).mean(),
     "log(1 + exp)": lambda o, y: (1 + (-2 * o).exp()).log().sum() / len(o),
@@ -41,6 +45,9 @@ CONVEX = {
     "Charbonnier, a power": lambda o, y: ((apart(o, y) ** 2 + 1e-4) ** 0.5).sum(1).mean(),
     "log cosh": lambda o, y: apart(o, y).cosh().log().mean(),
     "times a mask": lambda o, y: ((1 + apart(o, y) ** 2).sqrt() * (y > 0)[:, None]).sum() / (y > 0).sum(),
+    "several labels": lambda o, y: F.multilabel_soft_margin_loss(o, several(o, y)),
+    "several labels, summed": lambda o, y: nn.MultiLabelSoftMarginLoss(reduction="sum")(o, 1.5 * several(o, y).float()),
+    "several labels, each": lambda o, y: F.multilabel_soft_margin_loss(o, several(o, y), reduction="none").mean(),
     "teacher": lambda o, y: divergence(o, teacher(o, y)),
     "teacher, temperature": lambda o, y: 4 * divergence(o / 2, (teacher(o, y) / 2).softmax(1)),
     "teacher's logarithms": lambda o, y: divergence(o, teacher(o, y).log(), log_target=True),
@@ -103,3 +110,12 @@ def test_curvature_is_finite_where_the_loss_is(loss):
     right = hbp.compile(model.double(), loss, ["grad", "batch_diag_ggn"])(o.double(), y.double().expand(3))
     torch.testing.assert_close(found.batch_diag_ggn["weight"].double(), right.batch_diag_ggn["weight"])
     torch.testing.assert_close(found.grad["weight"].double(), right.grad["weight"])
+
+
+def test_several_labels_with_weights():
+    """Of unknown signs, and with targets beyond 0 and 1, as torch takes them."""
+    def loss(o, y):
+        return F.multilabel_soft_margin_loss(o, 3.0 * several(o, y) - 1, torch.tensor([1.0, -0.5, 2.0], dtype=D))
+
+    model, (X, y) = network(), batch()
+    agree(hbp.compile(model, loss, ["grad", "diag_h"])(X, y), model, loss, [X], y, ["grad", "diag_h"])

@@ -195,6 +195,7 @@ INVARIANT = {
     "matrices": (lambda h, k: (h.unsqueeze(1) @ k.unsqueeze(2)).squeeze(2) * h / (total(h)**2 * total(k)), 1e5),
     "cosines": (lambda h, k: h * k / (h.norm(dim=1, keepdim=True) * k.norm(dim=1, keepdim=True)), 1e6),
     "a share": (lambda h, k: h / (total(h) + total(k)), 1e9),
+    "an inverse root": (lambda h, k: h * h.square().sum(1, True).rsqrt() + 0 * k, 1e8),
     "an inverse": (lambda h, k: h * (total(h) + total(k)).reciprocal(), 1e9),
 }
 
@@ -241,3 +242,135 @@ def test_small_values_that_meet_a_layer_twice():
     for name in ("first.weight", "twice.weight", "twice.bias"):
         error = (found[name].double() - expected[name]).abs().max() / expected[name].abs().max()
         assert error < 3e-4, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("name", ["RMSNorm", "matrices", "cosines"])
+def test_diagonals_beside_their_parts_keep_their_digits(name):
+    """Columns of the parts are eigenvectors and have no units; those of the sum have their own. Parts are the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), Applied(NORMS[name]), nn.Linear(8, 3))
+    X, y = torch.randn(5, 6), torch.randint(3, (5,))
+    alone = hbp.compile(model, quantities=["diag_h_split"], example_inputs=(X, y))(X, y).diag_h_split["0.weight"]
+    compiled = hbp.compile(model, quantities=["diag_h", "batch_diag_h", "diag_h_split"])
+    beside = compiled(X, y).diag_h_split["0.weight"]
+    for own, other in zip(alone, beside, strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-6)
+    X, y = 3000 * torch.randn(7, 6), torch.randint(3, (7,))
+    found = compiled(X, y)
+    expected = reference(model.double(), nn.CrossEntropyLoss(), (X.double(),), y, "diag_h")["0.weight"]
+    for value in (found.diag_h["0.weight"], found.batch_diag_h["0.weight"].sum(0)):
+        torch.testing.assert_close(value.double(), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
+def test_parts_of_powers_with_a_trained_exponent(pooled, dtype, tolerance):
+    """Eigenvalues of quite different sizes in the base and in the exponent: the smaller one cancelled."""
+    def function(h, t):
+        power = (h**2 + 0.1) ** t
+        return power.mean(1, keepdim=True) ** (1 / t) * h if pooled else power
+
+    torch.manual_seed(2)
+    model, loss = Tempered(function).to(dtype), nn.MSELoss()
+    X, y = torch.randn(4, 3, dtype=dtype), torch.randn(4, 2, dtype=dtype)
+    compiled = hbp.compile(model, loss, ["diag_h_split"], example_inputs=(X, y))
+    with torch.no_grad():
+        model.t.fill_(0.8)
+    found = compiled(100 * X, y).diag_h_split
+    for name, value in reference(model.double(), loss, (100 * X.double(),), y.double(), "diag_h").items():
+        ggn, positive, negative = (part.double() for part in found[name])
+        largest = float(value.abs().max())
+        torch.testing.assert_close(ggn + positive - negative, value, rtol=0, atol=tolerance * largest)
+
+
+class Squeezed(nn.Module):
+    """Channels times gates of their means (Hu et al. 2018)."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.gate, self.last = nn.Conv2d(2, 2, 3), nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last((h * torch.sigmoid(self.gate(h.mean((2, 3))))[:, :, None, None]).mean((2, 3)))
+
+
+def test_closed_gates_of_a_large_sample():
+    """A gate that is exactly 0 says nothing of its size; that sample's columns of both signs were a million times the
+    others', and cancelled."""
+    for seed in (0, 2, 7):
+        torch.manual_seed(seed)
+        model = Squeezed()
+        compiled = hbp.compile(model, nn.MSELoss(), ["diag_h"])
+        compiled(torch.randn(4, 2, 4, 4), torch.randn(4, 2))
+        X, y = torch.randn(3, 2, 4, 4) * torch.tensor([1e3, 1, 1e-3]).reshape(3, 1, 1, 1), torch.randn(3, 2)
+        with torch.no_grad():
+            model.gate.weight.copy_(-model.first(X[:1]).mean((2, 3)).sign().expand(2, -1))
+            assert torch.sigmoid(model.gate(model.first(X[:1]).mean((2, 3)))).max() == 0
+        found = compiled(X, y).diag_h["first.weight"]
+        expected = reference(model.double(), nn.MSELoss(), (X.double(),), y.double(), "diag_h")["first.weight"]
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+class Crossing(nn.Module):
+    """h times a factor that passes zero in one sample, where it has a slope all the same."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.first, self.last = function, nn.Linear(3, 3), nn.Linear(3, 2)
+        self.gate = nn.Linear(3, 1)
+
+    def forward(self, x):
+        h = self.first(x)
+        return self.last(self.function(h, self.gate(h)))
+
+
+CROSSINGS = {
+    "sinc": lambda h, g: torch.sinc(h.norm(dim=1, keepdim=True)) * h + 0 * g,
+    "gate": lambda h, g: torch.tanh(g) * h,
+    "matrix": lambda h, g: (torch.tanh(g).unsqueeze(2) @ h.unsqueeze(1)).squeeze(1),
+    "whole": lambda h, g: torch.tanh(g).expand(-1, 3).contiguous() * h,
+    "quotient": lambda h, g: g / (1 + h.square().sum(1, keepdim=True)) * h,
+    "centred": lambda h, g: (lambda d: d * torch.rsqrt(d.square().mean(1, True) + 1e-5))(h - h.mean(1, True)) + 0 * g,
+}
+
+
+@pytest.mark.parametrize("function", CROSSINGS.values(), ids=CROSSINGS)
+@pytest.mark.parametrize(("dtype", "size", "tolerance"), [(torch.float64, 1e-12, 1e-12), (torch.float32, 1e-6, 3e-5)])
+def test_a_factor_that_passes_zero(function, dtype, size, tolerance):
+    """Its unit was 1 over that value: 19 % off with sinc(3), in double precision too."""
+    torch.manual_seed(0)
+    model = Crossing(function).to(dtype)
+    X, y = torch.randn(3, 3, dtype=dtype), torch.randn(3, 2, dtype=dtype)
+    compiled = hbp.compile(model, nn.MSELoss(), ["diag_h"])
+    compiled(X, y)
+    with torch.no_grad():
+        model.first.weight.copy_(torch.eye(3))
+        model.first.bias.zero_()
+        X[0] = torch.tensor([2.0, 2, 1]) if function is CROSSINGS["sinc"] else torch.tensor([0.1, 0.1, 0.1])
+        model.gate.bias += size - model.gate(X[:1])[0]
+    found = compiled(X, y).diag_h["first.bias"]
+    expected = reference(model.double(), nn.MSELoss(), (X.double(),), y.double(), "diag_h")["first.bias"]
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_softmax_by_hand_of_rare_classes(chunked):
+    """The loss picks a share of 1e-10, whose slope is 1e10: units are those of what it picks, not of the largest."""
+    def shares(h):
+        e = torch.exp(h - h.amax(1, keepdim=True))
+        return e / e.sum(1, keepdim=True)
+
+    def loss(o, t):
+        return -torch.log(o.gather(1, t[:, None]) + 1e-10).mean()
+
+    limits = hbp.Limits(all_columns_bytes=1, all_columns_chunk_bytes=1) if chunked else hbp.Limits()
+    for seed, scale in ((2, 20), (3, 20), (4, 10), (5, 10)):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 3), Applied(shares))
+        compiled, t = hbp.compile(model, loss, ["diag_h"], limits=limits), torch.randint(3, (4,))
+        compiled(torch.randn(4, 3), t)
+        X = torch.randn(4, 3) * scale
+        found = compiled(X, t).diag_h["0.weight"].double()
+        expected = reference(model.double(), loss, (X.double(),), t, "diag_h")["0.weight"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3 * float(expected.abs().max()))

@@ -14,10 +14,10 @@ from typing import Any
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.plan.steps import Birth, Piece, Pull, Sample, Widen
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM
-from hbpcompiler.quantities import GGN, GGN_MC, KFRA, RESIDUAL, RESIDUAL_MC
+from hbpcompiler.quantities import GGN, GGN_MC, KFRA, RESIDUAL, RESIDUAL_MC, RESIDUAL_PARTS
 from hbpcompiler.rule import Factor
 
-CURVATURE = (GGN, GGN_MC, KFRA, RESIDUAL, RESIDUAL_MC)
+CURVATURE = (GGN, GGN_MC, KFRA, RESIDUAL, RESIDUAL_MC, RESIDUAL_PARTS)
 
 
 def gradient_at(backward: Backward, step: Birth) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
 from torch import Tensor
 
@@ -34,6 +35,7 @@ from hbpcompiler.quantities import (
     POSITIVE,
     RESIDUAL,
     RESIDUAL_MC,
+    RESIDUAL_PARTS,
     Closing,
 )
 from hbpcompiler.rule import Diagonal, Factor, LossRule, Op, Pieces, Residual, Rule, Zero
@@ -42,6 +44,7 @@ from hbpcompiler.rule.convexity import curvature_sign
 
 OF_ENTRIES = frozenset({DIAGONAL, BATCH_DIAGONAL})
 """Closings that see no two parameters together."""
+RESIDUALS = frozenset({RESIDUAL, RESIDUAL_MC, RESIDUAL_PARTS})
 Block = Callable[[Op, Tensor], Tensor]
 """Of a residual, under a gradient [N, *out]: its diagonal in one input."""
 
@@ -107,36 +110,44 @@ class Births(Outputs):
         """The rule's residual, and what it leaves out where a parameter is a value (see `bilinear`)."""
         if gradient is None:
             return
+        apart = self.parts or (operation.source.in_loss and self.whole)
+        self._births_of(operation, rule, op, gradient, self.streams - {RESIDUAL_PARTS}, apart)
+        if RESIDUAL_PARTS in self.streams:
+            self._births_of(operation, rule, op, gradient, {RESIDUAL_PARTS}, True)
+
+    def _births_of(self, operation: Operation, rule: Rule, op: Op, gradient: Piece, streams: AbstractSet[str],
+                   apart: bool) -> None:
+        """In some of the streams; `apart`: with all columns, also those that add up to zero."""
         carried = tuple(slot for slot, value in operation.tensors.items() if self._carries(value))
         slots = tuple(slot for slot in carried if slot.split(".")[0] in rule.jac_t)
         residual = rule.residual_of(op)
-        apart = self.parts or (operation.source.in_loss and self.whole)
         if isinstance(residual, Factor) and residual.own is not None and not apart:
-            self._births_in_blocks(operation, residual, residual.own, slots, gradient)
+            self._births_in_blocks(operation, residual, residual.own, slots, gradient, streams)
         else:
-            self._birth(operation, residual, slots, gradient)
+            self._birth(operation, residual, slots, gradient, streams)
         inputs = tuple(inputs_met(rule, op))
         for slot in parameters_met(rule, op):
             met = self._parameters_above(operation, [slot]) & self._parameters_above(operation, inputs)
-            if not met or not self.streams & {RESIDUAL, RESIDUAL_MC}:
+            if not met or not streams & RESIDUALS:
                 continue  # the block is between different parameters
             if cross_block_missing(rule, op):
                 raise UnsupportedOpError(
                     f"{operation.target} in {operation.source}: its input and its '{slot}' depend on one parameter "
                     f"({', '.join(sorted(met))}), and there is no rule for the Hessian's cross terms between them; "
                     "freeze it or ask for other quantities")
-            self._birth(operation, cross_block(rule, op, slot), (*inputs, slot), gradient,
+            self._birth(operation, cross_block(rule, op, slot), (*inputs, slot), gradient, streams,
                         None if apart else frozenset(met))
 
     def _births_in_blocks(self, operation: Operation, residual: Factor, own: Mapping[str, Block],
-                          slots: tuple[str, ...], gradient: Piece) -> None:
+                          slots: tuple[str, ...], gradient: Piece, streams: AbstractSet[str]) -> None:
         """Columns for the parameters that two of the arguments depend on, and the blocks on the diagonal for others."""
         met = self._met_twice(operation, slots)
-        self._birth(operation, residual, slots, gradient, met)
+        self._birth(operation, residual, slots, gradient, streams, met)
         for slot in slots:
             others = frozenset(self._parameters_above(operation, [slot]) - met)
             if slot in own and others:
-                self._birth(operation, Diagonal(own[slot]), (slot,), gradient, others if met else None)
+                self._birth(operation, Diagonal(own[slot]), (slot,), gradient, streams,
+                            others if met else None)
 
     def _never_negative(self, operation: Operation) -> list[str]:
         """Arguments that are known to be so."""
@@ -152,10 +163,10 @@ class Births(Outputs):
         return frozenset(key for key in set().union(*above) if sum(key in keys for keys in above) > 1)
 
     def _birth(self, operation: Operation, residual: Residual, slots: tuple[str, ...], gradient: Piece,
-               only: frozenset[str] | None = None) -> None:
+               asked: AbstractSet[str], only: frozenset[str] | None = None) -> None:
         """`only`: for these parameters alone; None: for all."""
-        streams = (GGN, GGN_MC, KFRA) if operation.source.in_loss else (RESIDUAL, RESIDUAL_MC)
-        if isinstance(residual, Pieces) and self.streams & set(streams):
+        streams = asked & ({GGN, GGN_MC, KFRA} if operation.source.in_loss else RESIDUALS)
+        if isinstance(residual, Pieces) and streams:
             raise UnsupportedOpError(f"{operation.target} in {operation.source}: its rule is about first derivatives "
                                      "alone, and it was not taken apart")
         if isinstance(residual, Zero) or not slots or only == frozenset():
@@ -167,7 +178,7 @@ class Births(Outputs):
             slope = self.slopes.get(operation.name)
             own = static_op(operation, self.active)
             signed = slope is None or slope != curvature_sign(rule, own, self._never_negative(operation))
-        for stream in sorted(self.streams & set(streams)):
+        for stream in sorted(streams):
             draws = 0
             if isinstance(residual, Diagonal):
                 piece = self._piece(PREFIX[stream], stream, DIAGONAL_FORM, 0, signed, only)
@@ -178,7 +189,8 @@ class Births(Outputs):
                     draws = self.mc_samples
                     count = len(kinds) * draws
                 piece = self._piece(PREFIX[stream], stream, COLUMNS, count, signed, only)
-            self.steps.append(Birth(operation, piece, gradient, slots, residual, draws, self.one_by_one))
+            self.steps.append(Birth(operation, piece, gradient, slots, residual, draws,
+                                    self.one_by_one or stream == RESIDUAL_PARTS))
             values = list({operation.tensors[slot].name: operation.tensors[slot] for slot in slots}.values())
             if stream == RESIDUAL_MC and not draws and self._is_sampled_at_once(piece, values):
                 piece = self._sampled(values, piece)

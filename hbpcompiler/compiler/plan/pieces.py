@@ -16,12 +16,13 @@ from hbpcompiler.quantities import (
     OUTPUT,
     RESIDUAL,
     RESIDUAL_MC,
+    RESIDUAL_PARTS,
     SUM_GGN,
     SUM_GGN_MC,
     WEIGHTED,
 )
 
-PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", KFRA: "G",
+PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", RESIDUAL_PARTS: "P", KFRA: "G",
           OUTPUT: "J", WEIGHTED: "C", SUM_GGN: "W", SUM_GGN_MC: "Z"}
 """How the values of a stream are named in generated code."""
 BEFORE_MEAN = "H"

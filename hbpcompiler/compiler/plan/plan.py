@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from hbpcompiler import schemes
 from hbpcompiler.compiler.cost.figures import UNLIMITED, Resources
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.arrivals import live
@@ -24,7 +25,9 @@ from hbpcompiler.compiler.plan.tails import with_tails
 from hbpcompiler.compiler.plan.tied import join_uses
 from hbpcompiler.compiler.plan.walk import Walk
 from hbpcompiler.options import Options
-from hbpcompiler.quantities import Closing
+from hbpcompiler.quantities import Closing, Closings
+from hbpcompiler.rule import Factor, Rule
+from hbpcompiler.rule.bilinear import parameters_met
 
 
 def unraced(plan: Plan) -> Plan:
@@ -40,6 +43,8 @@ def plan(matched: Matched, closings: frozenset[Closing], options: Options, resou
     whose channels lie side by side. Raises UnsupportedOpError for what cannot be had, and UsesNotJoinedError, see
     `tied`.
     """
+    if isinstance(closings, Closings) and schemes.is_signed(options.curvature) and _has_units(matched):
+        closings = closings.with_parts_apart()
     check_factors(matched, closings, options.quantities, resources.limits.full_block_rows)
     walk = Walk(matched, closings, options, resources)
     steps = live(join_uses(walk.run(), closings))
@@ -60,6 +65,18 @@ def plan(matched: Matched, closings: frozenset[Closing], options: Options, resou
         return pixels and is_pixel_by_pixel(matched.graph, matched.rules, planned, limits.typical_batch, limits)
 
     return raced(replace(first, by_pixels=by_pixels(first)), race, by_pixels)
+
+
+def _has_units(matched: Matched) -> bool:
+    """Whether an operation's residual has columns in units of what they meet, which are no eigenvectors."""
+    for operation in matched.graph.operations:
+        rule = matched.rules.get(operation.name)
+        if operation.name in matched.active and isinstance(rule, Rule) and not operation.source.in_loss:
+            op = matched.static(operation)
+            residual = rule.residual_of(op)
+            if (isinstance(residual, Factor) and residual.own is not None) or parameters_met(rule, op):
+                return True
+    return False
 
 
 def raced(planned: Plan, race: Callable[[Plan], Plan], by_pixels: Callable[[Plan], bool]) -> Plan:

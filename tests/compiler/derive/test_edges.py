@@ -30,7 +30,7 @@ def test_all_that_is_added_up_to_a_hessian_is_looked_at():
 
 
 EDGES = {
-    "of a multiple": lambda z: (norm(z) / 2) ** 2,
+    "hyperbolic": lambda z: norm(z).cosh(),
     "cosine": lambda z: 1 - norm(z).cos(),
     "order 1.5": lambda z: z.norm(p=1.5, dim=1) ** 2,
 }

@@ -50,10 +50,24 @@ SQUARES = {
     "axis kept": lambda z: torch.linalg.vector_norm(z, dim=-1, keepdim=True) ** 2,
     "and the norm": lambda z: norm(z) ** 2 + 0.0 * norm(z).clamp(min=0.5),
 }
+BETWEEN = {
+    "unsqueeze": lambda z: norm(z).unsqueeze(1).square().squeeze(1),
+    "index": lambda z: (norm(z)[:, None] ** 2)[:, 0],
+    "multiple": lambda z: (2 * norm(z)) ** 2 / 4,
+    "quotient": lambda z: (-norm(z) / 2).square() * 4,
+    "signed product": lambda z: -norm(z) * norm(z) / -1,
+    "product of views": lambda z: (norm(z)[:, None] * (3 * norm(z).view(-1, 1))).sum(1) / 3,
+    "relu": lambda z: torch.relu(norm(z)) ** 2,
+    "clamp": lambda z: norm(z).clamp(min=0).abs().square(),
+    "both": lambda z: torch.stack([norm(z), norm(2 * z)], 1).square().sum(1) / 5,
+    "and others": lambda z: torch.cat([norm(z)[:, None], z[:, :1]], 1).square().sum(1) - z[:, 0] ** 2,
+    "matrix norm": lambda z: torch.linalg.matrix_norm(z.view(-1, 3, 1)).unsqueeze(1).square().squeeze(1),
+    "distance": lambda z: nn.PairwiseDistance(eps=0.0)(z, torch.zeros_like(z)).unsqueeze(1).square().squeeze(1),
+}
 
 
 @pytest.mark.parametrize("place", ["model", "loss"])
-@pytest.mark.parametrize("square", SQUARES.values(), ids=SQUARES)
+@pytest.mark.parametrize("square", [*SQUARES.values(), *BETWEEN.values()], ids=[*SQUARES, *BETWEEN])
 def test_the_square_of_a_norm_at_zero_is_a_sum_of_squares(square, place):
     """Of which torch knows the curvature, 2 I; it has NaN for the square of a norm."""
     def plain(z):
@@ -68,3 +82,14 @@ def test_the_square_of_a_norm_at_zero_is_a_sum_of_squares(square, place):
     agree(found, Shifted(inside), lambda o, _: outside(o), [X], None, ["grad", "diag_h"])
     expected = torch.eye(3).double() * (2 if place == "loss" else 0)
     torch.testing.assert_close(found.kflr["bias"].B, expected)
+
+
+def test_what_is_no_square_of_a_norm_stays():
+    """Products of norms of different values, or of different parts of one, and rounded quotients."""
+    def values(z):
+        n = torch.stack([norm(z), norm(z + 1)], 1)
+        return norm(z) * norm(z + 1) + n[:, 0] * n[:, 1] + norm(z).div(0.3, rounding_mode="floor") ** 2
+
+    X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).double()
+    model, loss = Shifted(values), lambda o, _: o.mean()
+    agree(hbp.compile(model, loss, ["grad", "diag_h"])(X, None), model, loss, [X], None, ["grad", "diag_h"])

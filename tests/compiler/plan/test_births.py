@@ -13,7 +13,7 @@ from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.plan.births import Births
 from hbpcompiler.compiler.plan.steps import Birth, Close
 from hbpcompiler.options import check_options
-from hbpcompiler.quantities import RESIDUAL, closings_for
+from hbpcompiler.quantities import RESIDUAL, RESIDUAL_PARTS, closings_for
 from hbpcompiler.reference import reference
 from tests.agreement import agree
 from tests.hand_made import matched, mlp
@@ -53,9 +53,9 @@ def planned(model, **options):
     return list(compiled._current().draft.plan.flat())
 
 
-def closed(steps):
+def closed(steps, stream=RESIDUAL):
     return {step.parameter.key for step in steps
-            if isinstance(step, Close) and step.piece is not None and step.piece.stream == RESIDUAL}
+            if isinstance(step, Close) and step.piece is not None and step.piece.stream == stream}
 
 
 def born(steps):
@@ -83,7 +83,10 @@ def test_a_residual_closes_where_both_branches_come_from():
 
 
 def test_where_positive_and_negative_columns_count_by_themselves_all_stay():
-    assert {"up.weight", "gate.weight", "trunk.weight"} <= closed(planned(Gate(trunk=True), more=["diag_h_split"]))
+    steps = planned(Gate(trunk=True), more=["diag_h_split"])
+    assert {"up.weight", "gate.weight", "trunk.weight"} <= closed(steps, RESIDUAL_PARTS)
+    assert "trunk.weight" in closed(steps)
+    assert not {"up.weight", "gate.weight"} & closed(steps)  # diag_h has columns of its own
 
 
 class LowRank(nn.Module):

@@ -160,6 +160,20 @@ def _multi_margin_loss(input: Tensor, target: Tensor, p: int = 1, margin: float 
     return rows if reduction == 0 else rows.mean() if reduction == 1 else rows.sum()
 
 
+_OWN_MULTILABEL_SOFT_MARGIN_LOSS: Callable[..., Tensor] = F.multilabel_soft_margin_loss
+
+
+def _multilabel_soft_margin_loss(input: Tensor, target: Tensor, weight: Tensor | None = None, *given: Any,
+                                 reduction: str = "mean", **named: Any) -> Tensor:
+    """In place of torch's, whose two logarithms are convex together, whatever the targets are, and not each by itself:
+    t log s(x) + (1 - t) log s(-x) is minus the binary cross-entropy of x."""
+    if given or any(value is not None for value in named.values()) or reduction not in ("none", "mean", "sum") or (
+            target.dtype == torch.bool or target.shape != input.shape):
+        return _OWN_MULTILABEL_SOFT_MARGIN_LOSS(input, target, weight, *given, reduction=reduction, **named)
+    each = F.binary_cross_entropy_with_logits(input, target.to(input.dtype), weight, reduction="none").mean(-1)
+    return each if reduction == "none" else each.mean() if reduction == "mean" else each.sum()
+
+
 def _counted(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """In place of torch.bincount, whose length is read off the largest number: as long as it is said to be."""
     def run(input: Tensor, weights: Tensor | None = None, minlength: int = 0) -> Tensor:
@@ -243,6 +257,7 @@ def plain_ways() -> Iterator[None]:
                 replaced(torch, "margin_ranking_loss", _margin_ranking_loss), \
                 replaced(torch._C._nn, "multi_margin_loss", _multi_margin_loss), \
                 replaced(torch, "hinge_embedding_loss", _hinge_embedding_loss), \
+                replaced(F, "multilabel_soft_margin_loss", _multilabel_soft_margin_loss), \
                 replaced(torch, "ctc_loss", _no_ctc_loss), \
                 replaced(torch, "bincount", _counted(torch.bincount)), \
                 replaced(Tensor, "bincount", _counted(Tensor.bincount)), \

@@ -143,3 +143,49 @@ def test_samples_that_meet_by_what_a_mask_says(mask):
         compiled = hbp.compile(Laid().double(), quantities=["batch_grad"], verify=verify)
         with pytest.raises(hbp.CompileError, match="how many elements the masks of those before it take"):
             compiled(x, features, mask > 0, torch.tensor([0, 1, 2, 0]))
+
+
+@torch.library.custom_op("hbptests::half_square", mutates_args=(), tags=(torch.Tag.pointwise,))
+def half_square(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x > 0, x * x, 0 * x)
+
+
+@half_square.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+half_square.register_autograd(
+    lambda ctx, gradient: torch.where(ctx.saved_tensors[0] > 0, 2 * ctx.saved_tensors[0] * gradient, 0),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0]))
+
+
+def test_flat_pieces_select():
+    """Where the user's formula for the operation is 0 whatever arrives, as the infinite slope of a root, it is 0."""
+    torch.manual_seed(0)
+    model, loss = nn.Sequential(nn.Linear(2, 2), Applied(half_square), nn.Linear(1, 1)).double(), nn.MSELoss()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.eye(2))
+        model[0].bias.zero_()
+    x, y = torch.rand(3, 2).double(), torch.randn(3, 1).double()
+    compiled = hbp.compile(model, loss, ["grad", "batch_grad", "diag_ggn"])
+    compiled(x, y)
+    x[1] = 0
+    found = compiled(x, y)
+    (expected,) = torch.autograd.grad(loss(model(x), y), model[0].bias)
+    assert expected.isfinite().all()
+    torch.testing.assert_close(found.grad["0.bias"], expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(found.batch_grad["0.bias"].sum(0), expected, rtol=1e-12, atol=1e-14)
+    rows = torch.stack([torch.autograd.grad(model(x[i : i + 1]).sum(), model[0].bias)[0] for i in (0, 2)])
+    torch.testing.assert_close(found.diag_ggn["0.bias"], 2 / 3 * rows.square().sum(0), rtol=1e-12, atol=1e-14)
+
+
+class Applied(nn.Module):
+    """The root of a sum of an elementwise function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, h):
+        return self.function(h).sum(1, keepdim=True).sqrt()
