@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.patches import einsums
@@ -91,16 +92,23 @@ def test_without_parameters_it_is_torchs_own() -> None:
     assert einsums._as_linear("bi,oi->bo", torch.randn(2, 3), torch.randn(4, 3)) is None
 
 
-def test_no_order_is_sought_that_depends_on_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+class Watching(TorchFunctionMode):
+    """Whether an order was sought for each einsum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[bool] = []
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.einsum:
+            self.seen.append(torch.backends.opt_einsum.enabled)
+        return function(*args, **kwargs or {})
+
+
+def test_no_order_is_sought_that_depends_on_the_batch() -> None:
     """opt_einsum, where it is installed, turns the number of samples into a number to find the cheapest order."""
-    seen: list[bool] = []
-
-    def own(*arguments: Any) -> Tensor:
-        seen.append(torch.backends.opt_einsum.enabled)
-        return torch.einsum(*arguments)
-
-    monkeypatch.setattr(einsums, "_TORCHS", own)
     x, weight = torch.randn(4, 3), torch.randn(3)
-    found = einsum_with_layers(own)("ni,nj,j->ni", x, x, weight)
-    assert seen == [False]
+    with Watching() as mode:
+        found = einsum_with_layers(torch.einsum)("ni,nj,j->ni", x, x, weight)
+    assert mode.seen == [False]
     torch.testing.assert_close(found, torch.einsum("ni,nj,j->ni", x, x, weight))
