@@ -19,6 +19,9 @@ TRACE, TRACE_OF_FLOATS = 1e-20, 1e-14
 """Times the root of the product of two diagonal entries: no entry of theirs is so small but by rounding; and what is
 nothing beside the rounding of narrower dtypes than float64, in which products of two such entries are denormal."""
 
+PIECE = 2**18
+"""Entries at a time where a pass over a matrix makes temporary ones."""
+
 
 class Eigen(NamedTuple):
     """Eigenvalues [..., d] and eigenvectors [..., d, d], as columns; float64."""
@@ -114,6 +117,16 @@ class Symmetric:
     def _rounding(self, norm: Tensor) -> Tensor:
         size: int = self.matrix.shape[-1]
         return ROUNDING * self.eps * size**0.5 * norm
+
+
+def asymmetry(matrix: Tensor) -> float:
+    """The largest difference from the transpose [..., d, d]; some rows at a time, so that there is no copy of it."""
+    found = 0.0
+    if matrix.numel():
+        for start in range(0, matrix.shape[-1], step := max(1, PIECE * matrix.shape[-1] // matrix.numel())):
+            rows = slice(start, start + step)
+            found = max(found, float((matrix[..., rows, :] - matrix[..., rows].mT).abs_().max()))
+    return found
 
 
 def symmetrised(matrix: Tensor) -> Tensor:
