@@ -69,9 +69,10 @@ class Block(ABC):
     def power(self, exponent: float, damping: float, split: str) -> Block:
         """(block + damping) ** exponent, in the block's own dtype."""
 
-    def quick_inverse(self, damping: float, split: str) -> Block | None:
+    def quick_inverse(self, damping: float, split: str, into: Mapping[str, Tensor]) -> Block | None:
         """(block + damping)^-1 without eigenvectors, which take longer; None where there is no such way, where they are
-        known, and where nothing else tells a small eigenvalue from rounding."""
+        known, and where nothing else tells a small eigenvalue from rounding. It is written into these `tensors` of
+        another, where they fit; they may be anything then, whatever comes of it."""
         return None
 
     @abstractmethod

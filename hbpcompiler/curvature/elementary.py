@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.curvature.block import Block, Times
+from hbpcompiler.curvature.inverses import reciprocals
 from hbpcompiler.curvature.place import Place
 from hbpcompiler.curvature.symmetric import ROUNDING, Symmetric
 
@@ -50,6 +51,10 @@ class Diagonal(Block):
     def power(self, exponent: float, damping: float, split: str) -> Diagonal:
         values = self.damped(damping, split) ** exponent
         return Diagonal(self.place, f"power of {self.quantity}", values.to(self.dtype), 0.0)
+
+    def quick_inverse(self, damping: float, split: str, into: Mapping[str, Tensor]) -> Diagonal | None:
+        values = reciprocals(self.values, damping, ROUNDING * self.eps, into.get("values"))
+        return None if values is None else Diagonal(self.place, f"power of {self.quantity}", values, 0.0)
 
     def trace(self) -> Tensor:
         return self.values.double().sum()
@@ -107,16 +112,16 @@ class Dense(Block):
         values = self.damped(damping, split) ** exponent
         return Dense(self.place, quantity, self.symmetric.with_eigenvalues(values, f"{self.place.title} ({quantity})"))
 
-    def quick_inverse(self, damping: float, split: str) -> Dense | None:
+    def quick_inverse(self, damping: float, split: str, into: Mapping[str, Tensor]) -> Dense | None:
         if self.symmetric.eigenvectors_known:
             return None
         shift = torch.tensor(damping, dtype=torch.float64, device=self.device)
         quantity = f"inverse of {self.quantity}"
-        found = self.symmetric.inverse_shifted(shift, f"{self.place.title} ({quantity})")
+        found = self.symmetric.inverse_shifted(shift, f"{self.place.title} ({quantity})", into.get("matrix"))
         return None if found is None else Dense(self.place, quantity, found)
 
     def trace(self) -> Tensor:
-        return self.matrix.double().trace()
+        return self.matrix.diagonal().double().sum()
 
     def diagonal(self) -> Tensor:
         return self.matrix.diagonal()

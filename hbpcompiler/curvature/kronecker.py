@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.curvature.block import EXACT, PI, Block, Times
+from hbpcompiler.curvature.inverses import reciprocals
 from hbpcompiler.curvature.place import Matrix
 from hbpcompiler.curvature.symmetric import Symmetric
 
@@ -111,20 +112,20 @@ class Kronecker(Block):
                            for factor, values in zip((self.outputs, self.inputs), damped, strict=True))
         return Kronecker(self.place, quantity, inputs, outputs)
 
-    def quick_inverse(self, damping: float, split: str) -> Kronecker | None:
+    def quick_inverse(self, damping: float, split: str, into: Mapping[str, Tensor]) -> Kronecker | None:
         if split == EXACT or self.inputs.eigenvectors_known or self.outputs.eigenvectors_known:
             return None
-        means = [factor.double().diagonal(dim1=-2, dim2=-1).mean(-1) for factor in (self.B, self.A)]
+        means = [factor.diagonal(dim1=-2, dim2=-1).double().mean(-1) for factor in (self.B, self.A)]
         pi = _pi(*means)
         title = f"a factor of {self.place.title} (inverse of {self.quantity})"
-        outputs = self.outputs.inverse_shifted(damping**0.5 / pi, title)
-        inputs = None if outputs is None else self.inputs.inverse_shifted(damping**0.5 * pi, title)
+        outputs = self.outputs.inverse_shifted(damping**0.5 / pi, title, into.get("B"))
+        inputs = None if outputs is None else self.inputs.inverse_shifted(damping**0.5 * pi, title, into.get("A"))
         if outputs is None or inputs is None:
             return None
         return Kronecker(self.place, f"inverse of {self.quantity}", inputs, outputs)
 
     def trace(self) -> Tensor:
-        traces = (factor.double().diagonal(dim1=-2, dim2=-1).sum(-1) for factor in (self.A, self.B))
+        traces = (factor.diagonal(dim1=-2, dim2=-1).double().sum(-1) for factor in (self.A, self.B))
         return torch.mul(*traces).sum()
 
     def diagonal(self) -> Tensor:
@@ -205,6 +206,12 @@ class EigenKronecker(Block):
     def power(self, exponent: float, damping: float, split: str) -> EigenKronecker:
         values = (self.damped(damping, split) ** exponent).to(self.dtype)
         return EigenKronecker(self.place, f"power of {self.quantity}", self.A, self.B, values, 0.0)
+
+    def quick_inverse(self, damping: float, split: str, into: Mapping[str, Tensor]) -> EigenKronecker | None:
+        rounding = MOST_ROUNDING * self.eps
+        values = reciprocals(self.values, damping, rounding, into.get("values")) if split == EXACT else None
+        return None if values is None else EigenKronecker(self.place, f"power of {self.quantity}", self.A, self.B,
+                                                          values, 0.0)
 
     def trace(self) -> Tensor:
         return self.values.double().sum()

@@ -13,7 +13,7 @@ from hbpcompiler.curvature.block import Block
 from hbpcompiler.curvature.elementary import Dense, Diagonal
 from hbpcompiler.curvature.kronecker import EigenKronecker, Kronecker
 from hbpcompiler.curvature.place import Flat, Matrix, Shape
-from hbpcompiler.curvature.symmetric import ROUNDING, Symmetric, symmetrised
+from hbpcompiler.curvature.symmetric import ROUNDING, Symmetric, asymmetry, symmetrised
 from hbpcompiler.errors import InputError, InputTypeError, listing
 from hbpcompiler.quantities import (
     DIAGONAL,
@@ -217,14 +217,24 @@ def _check(label: str, part: Any) -> None:
         raise DoesNotFitError(f"{label} is no tensor but {type(part).__name__}")
     if not part.dtype.is_floating_point:
         raise DoesNotFitError(f"{label} is of {part.dtype}, and must be of a floating-point dtype")
-    if not torch.isfinite(part).all():
+    if part.numel() and not torch.stack(part.detach().aminmax()).isfinite().all():  # which NaN is handed on to
         raise DoesNotFitError(f"{label} has entries that are NaN or infinite")
 
 
 def _symmetric(label: str, matrix: Tensor, eps: float) -> Tensor:
-    if matrix.numel() and (matrix - matrix.mT).abs().max() > ASYMMETRY * eps * matrix.abs().max():
+    matrix = matrix.detach()
+    if asymmetry(matrix) > ASYMMETRY * eps * _largest(matrix):
         raise DoesNotFitError(f"{label} is not symmetric")
-    return symmetrised(matrix.detach())
+    return symmetrised(matrix)
+
+
+def _largest(matrix: Tensor) -> float:
+    """Of the entries' sizes; no less than the least normal number, below which rounding is not relative (a softmax that
+    is sure of a label leaves such factors)."""
+    if not matrix.numel():
+        return 0.0
+    least, most = (float(end) for end in matrix.aminmax())
+    return max(-least, most, torch.finfo(matrix.dtype).smallest_normal)
 
 
 def _check_orthogonal(label: str, vectors: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hbpcompiler.curvature.inverses import PIECE, fits, invert, is_positive, without_traces
 from hbpcompiler.errors import InputError
 
 ROUNDING = 10.0
@@ -15,9 +16,6 @@ JITTERS = (1e2, 1e5, 1e8)
 """Times float64's eps and the mean of the diagonal's absolute values: added to the diagonal where eigh fails."""
 BEYOND_ROUNDING = 10.0
 """Times rounding: a shift of that size is hardly changed by whether eigenvalues below zero are taken for zero."""
-TRACE, TRACE_OF_FLOATS = 1e-20, 1e-14
-"""Times the root of the product of two diagonal entries: no entry of theirs is so small but by rounding; and what is
-nothing beside the rounding of narrower dtypes than float64, in which products of two such entries are denormal."""
 
 
 class Eigen(NamedTuple):
@@ -74,19 +72,22 @@ class Symmetric:
     def eigenvectors_known(self) -> bool:
         return self._eigen is not None
 
-    def inverse_shifted(self, shift: Tensor, label: str) -> Symmetric | None:
+    def inverse_shifted(self, shift: Tensor, label: str, into: Tensor | None = None) -> Symmetric | None:
         """(matrix + shift)^-1 by Cholesky's method, in float64, in a quarter of the time of eigenvectors; a shift for
-        each group, [] or [g].
+        each group, [] or [g]. It is written `into` this tensor where that has its shape and dtype.
 
-        None where the eigenvectors must say more: where the matrix has an eigenvalue below zero that is not rounding,
-        or rounding is not far below the shift.
+        None where the eigenvectors must say more, `into` may be anything then: where the matrix has an eigenvalue below
+        zero that is not rounding, or rounding is not far below the shift.
         """
-        double = self.matrix.to(torch.float64, copy=True)
-        rounding = self._rounding(torch.linalg.matrix_norm(double))
-        if not bool((shift > BEYOND_ROUNDING * rounding).all()) or _cholesky(double, rounding) is None:
+        rounding = self._rounding(_norm(self.matrix))
+        if not bool((shift > BEYOND_ROUNDING * rounding).all()) or not is_positive(self.matrix, rounding):
             return None
-        factor = _cholesky(double.copy_(self.matrix), shift)
-        return None if factor is None else self._of_double(torch.cholesky_inverse(factor, out=factor), label)
+        place = into if fits(into, self.matrix) else torch.empty_like(self.matrix,
+                                                                       memory_format=torch.contiguous_format)
+        assert place is not None
+        if not invert(self.matrix, shift, place):
+            return None
+        return Symmetric(place, label, torch.finfo(place.dtype).eps)
 
     def scaled(self, factor: float) -> Symmetric:
         """Times a positive number."""
@@ -102,10 +103,9 @@ class Symmetric:
 
     def _of_double(self, matrix: Tensor, label: str) -> Symmetric:
         """A function of this matrix, in its dtype."""
-        dtype = self.matrix.dtype
-        trace = TRACE if dtype == torch.float64 else TRACE_OF_FLOATS
-        own = symmetrised(matrix).to(dtype).contiguous()  # as from a file: products are bit-equal
-        return Symmetric(_without_traces(own, trace), label, torch.finfo(dtype).eps)
+        own = symmetrised(matrix).to(self.matrix.dtype).contiguous()  # as from a file: products are bit-equal
+        without_traces(own)
+        return Symmetric(own, label, torch.finfo(own.dtype).eps)
 
     def _rounding_of(self, values: Tensor) -> Tensor:
         """Of eigenvalues [..., d]: [..., 1]."""
@@ -116,46 +116,55 @@ class Symmetric:
         return ROUNDING * self.eps * size**0.5 * norm
 
 
+def asymmetry(matrix: Tensor) -> float:
+    """The largest difference from the transpose [..., d, d]; some rows at a time, so that there is no copy of it."""
+    found = 0.0
+    if matrix.numel():
+        for start in range(0, matrix.shape[-1], step := max(1, PIECE * matrix.shape[-1] // matrix.numel())):
+            rows = slice(start, start + step)
+            found = max(found, float((matrix[..., rows, :] - matrix[..., rows].mT).abs_().max()))
+    return found
+
+
 def symmetrised(matrix: Tensor) -> Tensor:
     """Exactly symmetric: the mean with the transpose, or the matrix itself if it is so already."""
     return matrix if torch.equal(matrix, matrix.mT) else (matrix + matrix.mT) / 2
 
 
-def _without_traces(matrix: Tensor, trace: float) -> Tensor:
-    """Zeros where entries are far below rounding, in place: rows that had nothing in common (dead units) have traces of
-    1e-40 and the like, whose products leave the range of normal numbers and take twenty times as long."""
-    size = matrix.diagonal(dim1=-2, dim2=-1).abs().sqrt()
-    return matrix.masked_fill_(matrix.abs() < trace * size.unsqueeze(-1) * size.unsqueeze(-2), 0.0)
-
-
-def _cholesky(matrix: Tensor, shift: Tensor) -> Tensor | None:
-    """Of matrix + shift, which takes the matrix's place, or None where that is not positive definite."""
-    matrix.diagonal(dim1=-2, dim2=-1).add_(shift.unsqueeze(-1))
-    factor = matrix.mT  # the matrix itself, column by column as LAPACK has it: nothing is copied
-    failed = torch.empty(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
-    torch.linalg.cholesky_ex(factor, out=(factor, failed))
-    return None if bool(failed.any()) else factor
+def _norm(matrix: Tensor) -> Tensor:
+    """Frobenius' norm of each, [..., d, d] -> [...], in float64, some rows at a time."""
+    size = matrix.shape[-1]
+    rows = max(1, PIECE * size // max(1, matrix.numel()))
+    squares = [part.double().square().sum((-2, -1)) for part in matrix.split(rows, -2)]
+    return torch.stack(squares).sum(0).sqrt()
 
 
 def _eigh(matrix: Tensor, label: str) -> Eigen:
     """In float64; where that fails, of the matrix with a little more on its diagonal, which is taken off again."""
     double = matrix.double()
-    if not bool(double.isfinite().all()):
+    if not _is_finite(double):
         raise InputError(f"{label} has entries that are NaN or infinite; look at the inputs and the loss")
     scale = double.diagonal(dim1=-2, dim2=-1).abs().mean().item() * torch.finfo(torch.float64).eps
     for jitter in (0.0, *JITTERS):
         shift = jitter * scale
-        given = double.clone()
-        given.diagonal(dim1=-2, dim2=-1).add_(shift)
+        given = double
+        if shift:
+            given = double.clone()
+            given.diagonal(dim1=-2, dim2=-1).add_(shift)
         try:
             values, vectors = torch.linalg.eigh(given)
         except RuntimeError:  # torch's LinAlgError, or a backend's own
             continue
-        if values.isfinite().all() and vectors.isfinite().all():
+        if all(_is_finite(part) for part in (values, vectors)):
             return Eigen(values - shift, vectors)
     raise InputError(f"torch.linalg.eigh fails for {label}, of shape {list(matrix.shape)}, even with its diagonal "
                      f"raised by {JITTERS[-1] * torch.finfo(torch.float64).eps:.0e} of its mean: scale the loss, or "
                      "leave the parameter out")
+
+
+def _is_finite(matrix: Tensor) -> bool:
+    """By its least and largest entries, which NaN is handed on to: without a copy of it."""
+    return not matrix.numel() or bool(torch.stack(matrix.aminmax()).isfinite().all())
 
 
 def upper_triangle(matrix: Tensor) -> Tensor:

@@ -116,11 +116,17 @@ class Curvature:
 
     def power(self, p: float, damping: Damping = 0.0, split: str = EXACT) -> Curvature:
         """(H + damping)^p, such as p = -1/2. Kronecker products stay such with split="pi" or without damping."""
+        return self._power(p, damping, split, {})
+
+    def _power(self, p: float, damping: Damping, split: str, former: Mapping[tuple[str, ...], Block]) -> Curvature:
+        """`former` blocks, by their names, which are of no worth any more: what is found may take their memory."""
         exponent = number(p)
         if exponent is None:
             raise InputTypeError(f"the power must be a number, not {p!r}")
         of = self._of_each(damping, split)
-        quick = [block.quick_inverse(of(block), split) if exponent == -1.0 else None for block in self.blocks]
+        places = [former[block.names].tensors if block.names in former else {} for block in self.blocks]
+        quick = [block.quick_inverse(of(block), split, place) if exponent == -1.0 else None
+                 for block, place in zip(self.blocks, places, strict=True)]
         rest = [block for block, found in zip(self.blocks, quick, strict=True) if found is None]
         self._refuse(rest, of, split, invertible=exponent < 0)
         return Curvature([block.power(exponent, of(block), split) if found is None else found

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hbpcompiler.accumulate.checkpoint import read_file, write_file
 from hbpcompiler.accumulate.ranks import Ranks
-from hbpcompiler.curvature.spread import decompose
+from hbpcompiler.curvature.spread import eigenvectors
 from hbpcompiler.curvature.symmetric import Symmetric, symmetrised
 from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import HbpError, InputError, RankError, listing
@@ -69,7 +69,7 @@ def _decomposed(matrices: Mapping[Place, Tensor], ranks: Ranks) -> dict[Place, T
     symmetric = {(name, side): Symmetric(symmetrised(matrix), f"factor {side} of {name!r}", 0.0)
                  for (name, side), matrix in matrices.items()}
     if ranks.several:
-        decompose(list(symmetric.values()), ranks.group)
+        return dict(zip(symmetric, eigenvectors(list(symmetric.values()), ranks.group), strict=True))
     found = {}
     for place in list(symmetric):
         matrix = symmetric.pop(place)  # with its float64 decomposition, once its own dtype has it

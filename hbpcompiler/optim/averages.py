@@ -108,6 +108,17 @@ class Averages:
         """All means of this field."""
         self._drop([key for key in self.means if key[1] == letter])
 
+    def make_symmetric(self, letters: Collection[str]) -> None:
+        """In place, exactly, where products have left these fields so but for rounding: else each reader makes a copy.
+        """
+        for (_, letter), mean in self.means.items():
+            if letter in letters and not torch.equal(mean, mean.mT):
+                for start in range(0, mean.shape[-1], TILE):
+                    rows, rest = slice(start, start + TILE), slice(start, None)
+                    middle = (mean[..., rows, rest] + mean[..., rest, rows].mT).div_(2)
+                    mean[..., rows, rest] = middle
+                    mean[..., rest, rows] = middle.mT
+
     def narrowest_of(self, name: str, dtype: torch.dtype | None) -> torch.dtype | None:
         """Of this one and of those that a parameter's means were in."""
         known = [own for key, own in self.narrowest.items() if key[0] == name]

@@ -125,25 +125,25 @@ class CurvatureOptimizer(torch.optim.Optimizer):
     def _stepped(self, batch: tuple[Any, ...], is_closed: bool) -> Tensor:
         self._together.begin(self.model, batch, self._check_step)
         loss, gradient = self._gradient(batch)
+        chosen = self._chosen()
         if is_closed:
-            gradient = self._closed(gradient)
+            gradient = self._closed(gradient, chosen)
         else:
-            for name, parameter in self._chosen().items():
+            for name, parameter in chosen.items():
                 parameter.grad = None if gradient is None else gradient.get(name)
         if gradient is None:
             self.skipped += 1
             if self.skipped == 1:
                 warn_of_skipped()
         else:
-            chosen = self._chosen()
             self._move(batch, loss, {name: part for name, part in gradient.items() if name in chosen})
             self._together.mean([parameter.data for parameter in chosen.values()])
             self.steps += 1
         return loss
 
-    def _closed(self, gradient: Gradient | None) -> Gradient | None:
+    def _closed(self, gradient: Gradient | None, chosen: Mapping[str, nn.Parameter]) -> Gradient | None:
         """What a closure has left in p.grad; None where not all is finite."""
-        closed = {name: parameter.grad for name, parameter in self._chosen().items() if parameter.grad is not None}
+        closed = {name: parameter.grad for name, parameter in chosen.items() if parameter.grad is not None}
         if gradient is None:
             return None
         if strangers := [name for name in closed if name not in gradient]:

@@ -12,7 +12,7 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.ekfac.bases import Bases, Decomposed, eigenbases
 from hbpcompiler.optim.kinds import EIGENVALUES
 from hbpcompiler.optim.programs import Settings, trainable_in
-from hbpcompiler.optim.running import Dampings, RunningCurvature
+from hbpcompiler.optim.running import Dampings, Factors, RunningCurvature
 from hbpcompiler.optim.together import Together
 
 
@@ -54,12 +54,14 @@ class RunningEigenbases(RunningCurvature):
 
     def _after_update(self, batch: tuple[Any, ...], step: int, dampings: Dampings, anew: bool) -> None:
         if anew:
-            factors = {name: pair for name, pair in super()._average_values().items()
-                       if getattr(pair, "A", None) is not None}
+            factors = {name: Factors(self.averages.means[name, "A"], self.averages.means[name, "B"])
+                       for name in self._averaged() if (name, "A") in self.averages.means}
+            self.averages.forget(EIGENVALUES)
+            self._begin_anew()  # the former bases make room
             with self.in_own_precision():
+                self.averages.make_symmetric(("A", "B"))
                 self.bases = eigenbases(factors, self.together.ranks, None)
             self.asked = sorted({*self.bases, *(self._stored[name].bias for name in self.bases)} - {""})
-            self.averages.forget(EIGENVALUES)
             self._find_moments(batch, step)
         self.invert(dampings())
 
@@ -72,13 +74,11 @@ class RunningEigenbases(RunningCurvature):
             self._moments_alone[names] = self.programs.compiled({self.settings.kind.eigenvalues: self.asked})
         self._enter(self.programs.seen(lambda: self._moments_alone[names], batch, step, self._arguments))
 
-    def _average_values(self) -> dict[str, Any]:
-        values = super()._average_values()
-        for name, basis in self.bases.items():
-            moments = self.averages.means.get((name, EIGENVALUES))
-            if name in values and moments is not None:
-                values[name] = Decomposed(basis.A, basis.B, moments)
-        return values
+    def _average_value(self, name: str) -> Any:
+        basis, moments = self.bases.get(name), self.averages.means.get((name, EIGENVALUES))
+        if basis is None or moments is None:
+            return super()._average_value(name)
+        return Decomposed(basis.A, basis.B, moments)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "asked": self.asked,

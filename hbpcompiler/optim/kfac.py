@@ -154,7 +154,7 @@ class KFAC(CurvatureOptimizer):
                 gradient[name] = part.add(parameters[name], alpha=groups[name]["l2"])
         direction = self._running.preconditioned(gradient)
         adapting = self.adapt_damping and (self.steps + 1) % self.adapt_every == 0
-        predicted = self._scale(batch, direction, gradient, adapting)
+        predicted = self._scale(batch, direction, gradient, groups, adapting)
         before = {name: parameters[name].clone() for name in direction} if self.reject else {}
         penalty = self._penalty() if adapting or self.reject else 0.0
         for name in list(direction):
@@ -169,10 +169,10 @@ class KFAC(CurvatureOptimizer):
 
     # -- the step's length -------------------------------------------------------------------------------------------
 
-    def _scale(self, batch: tuple[Any, ...], direction: Gradient, gradient: Gradient, adapting: bool) -> float:
+    def _scale(self, batch: tuple[Any, ...], direction: Gradient, gradient: Gradient,
+               groups: Mapping[str, dict[str, Any]], adapting: bool) -> float:
         """Sets lr and momentum where they are free, cuts long steps; returns q at the step, if something asks for it.
         """
-        groups = self._groups()
         if self.norm_constraint is not None:
             factor = shortening(direction, gradient, self.norm_constraint,
                                 {name: groups[name]["lr"] for name in direction})

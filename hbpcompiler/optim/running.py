@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -10,10 +11,10 @@ from torch import Tensor, nn
 
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Block, Curvature, curvature
-from hbpcompiler.curvature.spread import decompose
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.optim.averages import Averages, Root
+from hbpcompiler.optim.inverse import Inverse
 from hbpcompiler.optim.kinds import ABSOLUTE, CLIPPED
 from hbpcompiler.optim.products import times
 from hbpcompiler.optim.programs import Gradient, Programs, Seen, Settings, trainable_in
@@ -41,8 +42,7 @@ class RunningCurvature:
         self.together = together
         self.programs = Programs(model, loss, settings, together)
         self.averages = Averages(settings.decay, settings.squared)
-        self._inverted: dict[tuple[str, ...], Block] = {}
-        """The inverse's blocks, by their parameters."""
+        self._inverse = Inverse(settings.split, together)
         self._stored: Mapping[str, Stored] = {}
         self._trainable: frozenset[str] = frozenset()
         """The parameters that were trainable at the last update, but for those that are skipped."""
@@ -56,7 +56,8 @@ class RunningCurvature:
         The gradient is None where loss or gradient is not finite; then nothing else has changed.
         """
         trainable = trainable_in(self.model) - self.settings.skipped
-        new = trainable != self._trainable or bool(self._of_other_shapes(self._inverted.values()))
+        new = (trainable != self._trainable or self._inverse.lost
+               or bool(self._of_other_shapes(self._inverse.blocks.values())))
         if not new and step % self.settings.update_every:
             return self.gradient(batch, step)
         if new:
@@ -120,19 +121,24 @@ class RunningCurvature:
         """The mean as it is now, of the parameters that the last update was about. InputError before the first one."""
         if not self._stored:
             raise InputError("there is no curvature yet: it comes with the next step that updates it")
+        return self._average_of(self._averaged())
+
+    def _average_of(self, names: Iterable[str]) -> Curvature:
         rounded = {name: own._replace(dtype=self.averages.narrowest_of(name, own.dtype))
                    for name, own in self._stored.items()}
-        return curvature(Values(self._average_values(), "", rounded))
+        return curvature(Values({name: self._average_value(name) for name in names}, "", rounded))
 
-    def _average_values(self) -> dict[str, Any]:
-        """As a result has them, of the averages."""
-        values: dict[str, Any] = {}
-        for (name, letter), mean in self.averages.means.items():
-            if name in self._stored and letter == "":
-                values[name] = self._signed(mean)
-            elif name in self._stored and letter == "B":
-                values[name] = Factors(self.averages.means.get((name, "A")), mean)
-        return values
+    def _averaged(self) -> list[str]:
+        """The parameters that have a mean; biases that are in a weight's block have none of their own."""
+        return list(dict.fromkeys(name for name, letter in self.averages.means
+                                  if name in self._stored and letter in ("", "B")))
+
+    def _average_value(self, name: str) -> Any:
+        """As a result has it, of the averages."""
+        mean = self.averages.means.get((name, ""))
+        if mean is not None:
+            return self._signed(mean)
+        return Factors(self.averages.means.get((name, "A")), self.averages.means[name, "B"])
 
     def joined(self) -> list[tuple[str, str]]:
         """Weights, and the biases that are in their blocks."""
@@ -146,38 +152,18 @@ class RunningCurvature:
 
     # -- the inverse ---------------------------------------------------------------------------------------------------
 
-    @property
-    def inverse(self) -> Curvature | None:
-        blocks = list(self._inverted.values())
-        return Curvature(blocks, [name for block in blocks for name in block.names]) if blocks else None
-
     def invert(self, dampings: Mapping[str, float]) -> None:
-        """(average + damping)^-1, kept for the steps that follow.
-
-        One block after the other takes the place of the last inverse's, and its eigenvectors, in float64, are given up
-        at once. Several ranks find the eigenvectors of all blocks first, each some of them.
-        """
-        blocks = list(self.average().blocks)
-        if self.together.several:
-            decompose([matrix for block in blocks for matrix in block.symmetric_matrices], self.together.group)
-        names = {block.names for block in blocks}
-        for former in [former for former in self._inverted if former not in names]:
-            del self._inverted[former]
-        while blocks:
-            block = blocks.pop(0)
-            own = Curvature([block], block.names)
-            with self.in_own_precision():
-                inverse = own.inverse({name: dampings[name] for name in block.names}, self.settings.split).blocks[0]
-            for matrix in inverse.symmetric_matrices:
-                matrix.forget()
-            self._inverted[block.names] = inverse
+        """(average + damping)^-1, kept for the steps that follow."""
+        with self.in_own_precision():
+            self.averages.make_symmetric(("A", "B"))
+            self._inverse.find(self._averaged(), lambda name: self._average_of([name]).blocks[0], dampings)
 
     def preconditioned(self, gradient: Gradient) -> Gradient:
         """The inverse times the gradient, {name: [*theta]}."""
-        if not self._inverted:
+        if self._inverse.lost or not self._inverse.blocks:
             raise InputError(NOTHING_SEEN)
         found: Gradient = {}
-        for block in self._inverted.values():
+        for block in self._inverse.blocks.values():
             asked = [name for name in block.names if name in gradient]
             if asked:
                 like, shapes = gradient[asked[0]], dict(zip(block.names, block.place.shapes, strict=True))
@@ -196,7 +182,7 @@ class RunningCurvature:
     # -- state ---------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        inverse = self.inverse
+        inverse = None if self._inverse.lost else self._inverse.curvature
         return {"averages": self.averages.state_dict(), "trainable": sorted(self._trainable),
                 "inverse": None if inverse is None else inverse.state_dict()}
 
@@ -210,7 +196,8 @@ class RunningCurvature:
         device, blocks = next(self.model.parameters()).device, self._blocks_of(state)
         self.averages.load(state["averages"], device)
         self._trainable = frozenset(state["trainable"])
-        self._inverted = {block.names: block for block in blocks}
+        self._inverse.blocks = {block.names: copy.deepcopy(block) for block in blocks}  # it will be written over
+        self._inverse.lost = False
 
     def _blocks_of(self, state: Mapping[str, Any]) -> Iterable[Block]:
         """The inverse's, on the model's device."""

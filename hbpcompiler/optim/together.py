@@ -31,6 +31,8 @@ from hbpcompiler.quantities import OF_LOSS
 
 Found = TypeVar("Found")
 NOT_HERE = "the step failed"
+MESSAGE_BYTES = 2**20
+"""Of small tensors that go to other ranks together: more would be copies of a whole step's results."""
 OTHER_PARAMETERS = "the ranks' models have different trainable parameters"
 
 
@@ -148,7 +150,7 @@ class Together:
             found[key] = _scaled(part.tensor, whole.share(part.how, part.parameter, weight))
             del part
         with waiting(self.ranks.rank):
-            all_reduce(list(found.values()), self.group)
+            all_reduce(list(found.values()), self.group, most=MESSAGE_BYTES)
         return found
 
     def on_whole(self, batch: tuple[Any, ...],
@@ -171,7 +173,7 @@ class Together:
             raise InputError(OTHER_PARAMETERS)
         found = {key: parts.pop(key) / self.ranks.world for key in list(parts)}  # tensors of its own
         with waiting(self.ranks.rank):
-            all_reduce(list(found.values()), self.group)
+            all_reduce(list(found.values()), self.group, most=MESSAGE_BYTES)
         return found
 
     def _told(self, failure: Exception | None, own: _Told) -> list[_Told]:
@@ -226,7 +228,7 @@ class Together:
         and what is then done with it would drift apart."""
         if self.several:
             with waiting(self.ranks.rank):
-                all_reduce(tensors, self.group)
+                all_reduce(tensors, self.group, most=MESSAGE_BYTES)
             for tensor in tensors:
                 tensor.div_(self.ranks.world)
 

@@ -1,5 +1,5 @@
-"""What goes into a program and what comes out: batches of tensors by name, models that return several tensors, losses
-of flattened tokens and sums of losses; in float64 against brute force."""
+"""What goes into a program and what comes out: batches of tensors by name, models that return several tensors; in
+float64 against brute force."""
 
 import dataclasses
 import warnings
@@ -16,6 +16,7 @@ from tests.agreement import close
 from tests.models.test_modules import draw
 from tests.selection import cases, few, slow
 
+WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
 EXACT = ["grad", "batch_grad", "variance", "diag_ggn", "diag_h"]
 
 
@@ -51,90 +52,6 @@ def check_sampled(model, loss, x, y):
     found = hbp.compile(model, loss, ["diag_ggn_mc"], mc_samples=800)(x, y).diag_ggn_mc
     for name, value in reference(model, loss, (x,), y, "diag_ggn").items():
         assert (found[name] - value).abs().max() < 0.05 * value.abs().max(), name
-
-
-# -- flat token losses -----------------------------------------------------------------------------------------------
-
-
-class Tagger(nn.Module):
-    """Scores for 3 classes at each of T positions."""
-
-    def __init__(self, returned=lambda scores: scores):
-        super().__init__()
-        torch.manual_seed(0)
-        self.inner, self.head, self.returned = nn.Linear(2, 3), nn.Linear(3, 3), returned
-        self.double()
-
-    def forward(self, x):
-        return self.returned(self.head(torch.tanh(self.inner(x))))
-
-
-WEIGHT = torch.tensor([0.5, 2.0, 1.5], dtype=torch.float64)
-TAGS = torch.tensor([[0, 2, -100], [-100, -100, 1]])
-SPELLED = "another spelling of what another case merges and splits"
-TOKEN_LOSSES = {
-    "view": lambda out, y: F.cross_entropy(out.view(-1, 3), y.view(-1)),
-    "reshape": lambda out, y: F.cross_entropy(out.reshape(-1, out.shape[-1]), y.reshape(-1)),
-    "flatten": lambda out, y: F.cross_entropy(out.flatten(0, 1), y.flatten()),
-    "ignored": lambda out, y: F.cross_entropy(out.view(-1, 3), y.view(-1), ignore_index=1),
-    "class weights": lambda out, y: F.cross_entropy(out.view(-1, 3), y.view(-1), weight=WEIGHT),
-    "smoothed": lambda out, y: F.cross_entropy(out.view(-1, 3), y.view(-1), label_smoothing=0.2),
-    "log-likelihood": lambda out, y: F.nll_loss(F.log_softmax(out, -1).view(-1, 3), y.view(-1)),
-    "softmax of rows": lambda out, y: F.nll_loss(F.log_softmax(out.view(-1, 3), 1), y.view(-1)),
-    "shifted": lambda out, y: F.cross_entropy(out[:, :-1].reshape(-1, 3), y[:, 1:].reshape(-1)),
-}
-
-
-@few(2, "further cases of one kind")
-@pytest.mark.parametrize("name", cases(TOKEN_LOSSES, ("view", "class weights", "log-likelihood", "shifted"), SPELLED))
-def test_flat_token_losses(name):
-    check(Tagger(), TOKEN_LOSSES[name], (draw(2, 3, 2),), TAGS.clamp(min=0) if name == "ignored" else TAGS)
-
-
-@pytest.mark.parametrize("weight", [None, WEIGHT])
-def test_summed_flat_token_losses(weight):
-    loss = Summed(lambda out, y: F.cross_entropy(out.view(-1, 3), y.view(-1), weight, reduction="sum"))
-    check(Tagger(), loss, (draw(2, 3, 2),), TAGS)
-
-
-def test_flat_probabilities_and_flat_errors():
-    y = torch.rand(2, 3, 3, dtype=torch.float64)
-    check(Tagger(), lambda out, y: F.cross_entropy(out.view(-1, 3), y.view(-1, 3)), (draw(2, 3, 2),), y)
-    check(Tagger(), lambda out, y: F.mse_loss(out.view(-1, 3), y.view(-1, 3)), (draw(2, 3, 2),), y)
-    check(Tagger(), lambda out, y: F.binary_cross_entropy_with_logits(out.flatten(), y.flatten()),
-          (draw(2, 3, 2),), y)
-
-
-def test_errors_of_positions_in_front():
-    check(Tagger(), lambda out, y: F.mse_loss(out.transpose(0, 1), y.transpose(0, 1)), (draw(2, 4, 2),), draw(2, 4, 3))
-
-
-def test_a_model_that_flattens_its_output():
-    model, x = Tagger(lambda scores: scores.view(-1, 3)), draw(2, 3, 2)
-    _, result = check(model, lambda out, y: F.cross_entropy(out, y.view(-1)), (x,), TAGS)
-    torch.testing.assert_close(result.output, model(x))
-
-
-def test_flat_losses_serve_every_batch_size_and_backend():
-    loss = TOKEN_LOSSES["view"]
-    for backend in ("python", "torchscript"):
-        model = Tagger(lambda scores: scores.view(-1, 3))
-        compiled = hbp.compile(model, lambda out, y: loss(out, y), ["grad"], backend=backend)
-        for samples in (2, 1, 3):
-            x, y = draw(samples, 3, 2), torch.randint(3, (samples, 3))
-            result = compiled(x, y)
-            torch.testing.assert_close(result.output, model(x))
-            for name, value in reference(model, loss, (x,), y, "grad").items():
-                close(result.grad[name], value, name)
-        assert "programs=1" in repr(compiled)
-
-
-def test_flat_targets_are_checked():
-    compiled = hbp.compile(Tagger(), TOKEN_LOSSES["view"], ["grad"])
-    with pytest.raises(hbp.InputError, match=r"y: target\[0, 1\] is 7, but class indices lie between 0 and 2"):
-        compiled(draw(2, 3, 2), torch.tensor([[0, 7, 1], [0, 0, 0]]))
-    with pytest.raises(hbp.InputError, match=r"X has 2 samples, y has 6; .*\[2, 3, ...\]"):
-        compiled(draw(2, 3, 2), torch.zeros(6, dtype=torch.long))
 
 
 # -- several outputs -------------------------------------------------------------------------------------------------
@@ -365,140 +282,3 @@ WRONG = [
 def test_wrong_batches_are_named(inputs, words):
     with pytest.raises(hbp.InputError, match=words):
         hbp.compile(Gated(), quantities=["grad"])(inputs, torch.tensor([0, 1]))
-
-
-# -- sums of losses --------------------------------------------------------------------------------------------------
-
-SUMS = {
-    "penalised output": lambda out, y: F.cross_entropy(out, y) + 0.1 * out.square().mean(),
-    "mean and sum": lambda out, y: F.cross_entropy(out, y) + 0.3 * out.square().sum(),
-    "difference": lambda out, y: 2 * F.cross_entropy(out, y) - (out**3).mean() / 4 + 1,
-    "divided by the batch": lambda out, y: out.pow(4).sum() / out.shape[0] + F.cross_entropy(out, y, reduction="sum"),
-    "list": lambda out, y: sum([F.cross_entropy(out, y), F.cross_entropy(-out, y), out.sigmoid().mean()]),
-    "weighted": lambda out, y: WEIGHT[0] * F.cross_entropy(out, y) - WEIGHT[1] * out.square().mean(),
-    "nested": lambda out, y: -(-(F.cross_entropy(out, y) + out.exp().mean()) * 0.5),
-}
-
-
-@few(3, "other sums")
-@pytest.mark.parametrize("name", list(SUMS))
-def test_sums_of_losses(name):
-    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 3)).double()
-    check(model, Summed(SUMS[name], "mean"), (draw(3, 2),), torch.tensor([0, 2, 1]), [*EXACT, "batch_l2"])
-
-
-def test_tasks():
-    """Each head has its loss; one head's has no curvature."""
-    def loss(output, target):
-        labels, value = target["labels"], target["value"]
-        return F.cross_entropy(output["labels"], labels) + 0.5 * F.l1_loss(output["value"], value)
-
-    model = Several(lambda m, s, h: {"labels": m, "value": s})
-    target = {"labels": torch.tensor([0, 1, 1]), "value": draw(3, 2)}
-    check(model, loss, (draw(3, 2),), target)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", hbp.IndefiniteCurvatureWarning)
-        result = hbp.compile(model, loss, ["kfac", "kflr", "sqrt_ggn"], mc_samples=2)(draw(3, 2), target)
-    assert not result.kflr["scale.weight"].B.any()
-
-
-@few(1, "further cases of one kind")
-@pytest.mark.parametrize("loss", [
-    lambda out, y: F.cross_entropy(out, y) + 2 * F.cross_entropy(3 * out, y, reduction="sum"),
-    lambda out, y: F.cross_entropy(out, y) - (out**3).mean(),
-])
-@pytest.mark.filterwarnings("ignore:the loss")
-def test_sampled_sums(loss):
-    torch.manual_seed(0)
-    model, x, y = nn.Linear(2, 3).double(), draw(2, 2), torch.tensor([0, 2])
-    check_sampled(model, loss, x, y)
-
-
-def test_a_penalty_on_parameters_is_refused():
-    model = nn.Linear(2, 3).double()
-
-    def loss(out, y):
-        return F.cross_entropy(out, y) + 0.1 * model.weight.square().sum()
-
-    with pytest.raises(hbp.CompileError):
-        hbp.compile(model, loss, ["grad"])(draw(2, 2), torch.tensor([0, 2]))
-
-    class Penalised(nn.Linear):
-        def forward(self, x):
-            return super().forward(x), self.weight.square().sum()
-
-    with pytest.raises(hbp.UnsupportedOpError, match=r"reads parameter 'weight' alone(.|\n)*2 \* c \* w to grad"):
-        hbp.compile(Penalised(2, 3).double(), lambda out, y: F.cross_entropy(out[0], y) + 0.1 * out[1], ["grad"])(
-            draw(2, 2), torch.tensor([0, 2]))
-
-
-def test_a_curved_function_of_the_whole_loss_is_refused():
-    for loss in (lambda out, y: F.cross_entropy(out, y).sqrt(),
-                 lambda out, y: F.cross_entropy(out, y) * out.square().mean()):
-        with pytest.raises(hbp.UnsupportedOpError, match="only sums and multiples of means"):
-            hbp.compile(nn.Linear(2, 3).double(), loss, ["grad"])(draw(2, 2), torch.tensor([0, 2]))
-
-
-# -- curvature that may be indefinite --------------------------------------------------------------------------------
-
-
-def bump(output, target):
-    return (1 - (-((output - target) ** 2)).exp()).mean()
-
-
-@few(2, "further cases of one kind")
-@pytest.mark.parametrize("quantity", ["diag_ggn", "diag_ggn_mc", "kflr", "kfac", "kfra"])
-def test_an_indefinite_ggn_is_warned_of_once(quantity):
-    compiled = hbp.compile(nn.Linear(2, 3).double(), bump, [quantity])
-    with pytest.warns(hbp.IndefiniteCurvatureWarning, match=f"bump.*{quantity}") as caught:
-        compiled(draw(2, 2), draw(2, 3))
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        compiled(draw(3, 2), draw(3, 3))
-
-
-@few(2, "further cases of one kind")
-@pytest.mark.parametrize(("loss", "quantity"), [
-    (bump, "grad"), (bump, "diag_h"), (nn.MSELoss(), "diag_ggn"), (nn.MSELoss(reduction="sum"), "kflr"),
-    (lambda out, y: 0.5 * F.mse_loss(out, y), "kfac"), (lambda out, y: F.mse_loss(out, y) / out.shape[0], "diag_ggn")])
-def test_no_warning(loss, quantity):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", hbp.IndefiniteCurvatureWarning)
-        result = hbp.compile(nn.Linear(2, 3).double(), loss, [quantity])(draw(2, 2), draw(2, 3))
-    assert result[quantity].keys() == {"weight", "bias"}
-
-
-@pytest.mark.parametrize("loss", [
-    lambda out, y: ((out - y) ** 2).mean(),
-    lambda out, y: 0.5 * (out - y).square().sum(1).mean(),
-    lambda out, y: (torch.logsumexp(out, 1) - (out * y).sum(1)).mean(),
-    lambda out, y: torch.linalg.vector_norm(out - y, dim=1).sum() + out.exp().mean(),
-], ids=["squares", "half the sum of squares", "cross entropy", "norm and exponentials"])
-def test_a_convex_loss_written_out_does_not_warn(loss):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-    X, y = draw(4, 3), draw(4, 2)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", hbp.IndefiniteCurvatureWarning)
-        result = hbp.compile(model, loss, quantities=["diag_ggn", "sqrt_ggn"])(X, y)
-    for key, value in reference(model, loss, [X], y, "diag_ggn").items():
-        close(result.diag_ggn[key], value, key)
-        close(result.sqrt_ggn[key].square().sum((0, 1)), value, key)
-
-
-@pytest.mark.parametrize("loss", [
-    lambda out, y: -((out - y) ** 2).mean(),
-    lambda out, y: ((out - y) ** 3).mean(),
-    lambda out, y: (out.square() * y).mean(),
-    lambda out, y: (out.square() - out.exp()).mean(),
-    lambda out, y: out.square().square().sub(out.square()).sum(),
-], ids=["negative", "cubes", "weighted", "difference", "double well"])
-def test_a_loss_that_may_be_indefinite_warns(loss):
-    model = nn.Sequential(nn.Linear(3, 2)).double()
-    X, y = draw(4, 3), draw(4, 2)
-    with pytest.warns(hbp.IndefiniteCurvatureWarning):
-        result = hbp.compile(model, loss, quantities=["diag_ggn"])(X, y)
-    for key, value in reference(model, loss, [X], y, "diag_ggn").items():
-        close(result.diag_ggn[key], value, key)

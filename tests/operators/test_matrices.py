@@ -11,6 +11,7 @@ from torch import nn
 from torch._C._functorch import TransformType, get_interpreter_stack
 
 import hbpcompiler as hbp
+from tests.custom_op import Doubled
 from tests.models.test_random_graphs import graphs
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.operators.dense import check, dense, double, forward, same
@@ -190,18 +191,6 @@ def test_sampled_fishers_have_the_ggn_as_their_mean():
         same(hbp.operator(model.eval(), loss, loader, "fisher_sampled", mc_samples=4000).to_dense(),
              hbp.operator(model, loss, (X, y)).to_dense(), 0.1)
         model.train()
-
-
-class Doubled(torch.autograd.Function):
-    """The identity, whose backward doubles slopes; no forward-mode derivative and no vmap."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, slope):
-        return 2 * slope
 
 
 class Custom(nn.Module):

@@ -111,15 +111,19 @@ def run(optimizer, start, group, rank, sizes, X, y):
                                              optimizer.model.parameters())])
 
 
-def decompositions(counted):
-    """Counts what is decomposed here."""
-    own = symmetric._eigh
+def found_here(counted):
+    """Counts the matrices whose eigenvectors or inverses are found here."""
+    own, inverse = symmetric._eigh, symmetric.invert
 
     def eigh(matrix, label):
         counted.append(label)
         return own(matrix, label)
 
-    symmetric._eigh = eigh
+    def invert(matrix, shift, into):
+        counted.append("inverse")
+        return inverse(matrix, shift, into)
+
+    symmetric._eigh, symmetric.invert = eigh, invert
 
 
 def main(rank, world, folder):
@@ -128,7 +132,7 @@ def main(rank, world, folder):
                                          timeout=datetime.timedelta(seconds=120))
     groups = {size: torch.distributed.new_group(list(range(size))) for size in SIZES}
     found, counts = {}, []
-    decompositions(counts)
+    found_here(counts)
     for name, (setting, make) in CASES.items():
         torch.manual_seed(0)
         model, loss, X, y = setting()

@@ -13,6 +13,7 @@ import hbpcompiler as hbp
 from hbpcompiler.errors import ModelError
 from hbpcompiler.reference import Forward, jacobian
 from tests.agreement import close
+from tests.custom_op import Doubled
 from tests.graph_models import MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.selection import few
@@ -212,15 +213,6 @@ def test_options():
 
 def test_a_wrong_jacobian_is_noticed():
     """By the proof on the first batch: a custom backward is no derivative of its forward."""
-    class Doubled(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 1
-
-        @staticmethod
-        def backward(ctx, slope):
-            return slope * 2
-
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
