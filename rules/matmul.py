@@ -184,8 +184,7 @@ class Product:
             ones: Tensor = op.output.new_ones([1, 1, 1, 1])
             return ones
         name, other, summed = (self.second, "self", -2) if self.is_narrow(op) else ("self", self.second, -1)
-        own = self.matrices(op, name).abs().mean(summed, True)
-        met = self.matrices(op, other).abs().mean([-2, -1], True)
+        own, met = self.matrices(op, name).abs().mean(summed, True), self.matrices(op, other).abs().mean([-2, -1], True)
         both = op.has_samples("self") and op.has_samples(self.second)
         ratio = in_the_batch(own, met) if both else (met / own).sqrt()
         unit = finite_unit(ratio.transpose(-1, -2) if self.is_narrow(op) else ratio)

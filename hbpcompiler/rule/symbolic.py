@@ -158,8 +158,7 @@ def evaluate(expression: Expr, values: Mapping[Symbol, Any]) -> Any:
     if expression in values:
         return values[expression]
     if expression.is_number:
-        # Tensors take no integers beyond 64 bits; from 2^53 on a double is as good.
-        return int(expression) if expression.is_Integer and abs(expression) < 2**53 else float(expression)
+        return _number(expression)
     if isinstance(expression, sympy.Add):
         return _sum(expression, values)
     if isinstance(expression, sympy.Mul):
@@ -179,6 +178,15 @@ def evaluate(expression: Expr, values: Mapping[Symbol, Any]) -> Any:
     raise RuleError(f"no torch function is known for {name} in {expression}: state the derivatives in functions that "
                     "torch has, first= and second=, or write a Rule; where torch has it, say so in the rule file: "
                     f"hbpcompiler.rule.symbolic.TORCH[sympy.{name}] = torch.special....")
+
+
+def _number(expression: Expr) -> int | float:
+    """Tensors take no integers beyond 64 bits; from 2^53 on a double is as good."""
+    if expression.is_Integer and abs(expression) < 2**53:
+        return int(expression)
+    for function, definition in DEFINITIONS.items():  # of whose numbers sympy knows nothing, as softplus(0)
+        expression = expression.replace(function, definition)
+    return float(expression)
 
 
 def _sum(expression: Expr, values: Mapping[Symbol, Any]) -> Any:

@@ -1,6 +1,8 @@
 """Elementwise operations of one module become one, on graphs written by hand."""
 
+import pytest
 import torch
+import torch.nn.functional as F
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.match.fuse import fuse
@@ -80,3 +82,25 @@ def test_a_flag_is_a_number():
         expected = reference(model, torch.nn.CrossEntropyLoss(), (x,), y, quantity)
         for name, found in result[quantity].items():
             torch.testing.assert_close(found, expected[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [F.softplus, F.logsigmoid, F.gelu, F.mish, torch.sigmoid])
+def test_what_is_a_number_inside_is_one(function):
+    """sympy knows nothing of softplus(0), as of beta h with beta = 0."""
+    torch.manual_seed(0)
+    model = Gated(function).double()
+    X, y, loss = torch.randn(4, 3).double(), torch.randn(4, 3).double(), torch.nn.MSELoss()
+    found = hbp.compile(model, loss, ["grad", "diag_h"])(X, y)
+    for quantity in ("grad", "diag_h"):
+        for name, right in reference(model, loss, [X], y, quantity).items():
+            torch.testing.assert_close(getattr(found, quantity)[name], right)
+
+
+class Gated(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.layer, self.function = torch.nn.Linear(3, 3), function
+
+    def forward(self, x):
+        hidden = self.layer(x)
+        return hidden * self.function(0.0 * hidden)

@@ -43,7 +43,7 @@ _QUESTIONS = {
     "inference": _Question(lambda tensor: not tensor.is_inference(), ".clone(), outside of torch.inference_mode()"),
 }
 _OF_NAMES: dict[str, str] = {
-    "stride": ORDER, "is_contiguous": ORDER, "is_non_overlapping_and_dense": ORDER, "dim_order": ORDER,
+    "stride": ORDER, "is_contiguous": ORDER, "is_non_overlapping_and_dense": ORDER,
     "requires_grad": "history", "is_leaf": "history", "grad_fn": "history", "grad": "history",
     "retains_grad": "history", "storage_offset": "view", "_base": "view", "_is_view": "view",
     "is_pinned": "pinned", "is_inference": "inference",
@@ -90,13 +90,19 @@ def questions(lines: dict[str, str]) -> Iterator[None]:
             lines.setdefault("attributes", line_of(frame))
         raise AttributeError(f"{type(tensor).__name__!r} object has no attribute {name!r}")
 
+    def dim_order(tensor: Tensor, **named: Any) -> Any:  # torch asks for strides in its own code
+        frame = sys._getframe(1)
+        if not is_library(frame.f_code.co_filename):
+            lines.setdefault(ORDER, line_of(frame))
+        return Tensor.dim_order(tensor, **named)
+
     stand_ins: Any = FakeTensor
-    stand_ins.__getattr__ = missing
+    stand_ins.__getattr__, stand_ins.dim_order = missing, dim_order
     try:
         with _Questions(lines):
             yield
     finally:
-        del stand_ins.__getattr__
+        del stand_ins.__getattr__, stand_ins.dim_order
 
 
 class _Questions(TorchFunctionMode):

@@ -42,6 +42,7 @@ def compiled_for(asked, verify=True):
 
 
 ORDERS = {
+    "dim_order": (lambda x: x.dim_order() == (0, 1), torch.randn(12, 5, dtype=torch.float64).T),
     "is_contiguous": (lambda x: x.is_contiguous(), WIDE.repeat(1, 2)[:, ::2]),
     "stride": (lambda x: x.stride(1) == 1, WIDE.repeat_interleave(2, 1)[:, ::2]),
     "strides": (lambda x: x.stride() == (12, 1), torch.randn(12, 5, dtype=torch.float64).T),
