@@ -31,8 +31,8 @@ FORMAT = "hbpcompiler preconditioner 1"
 class Preconditioner:
     """Puts (C + damping)^-1 grad L into `p.grad`, with C a running average of curvature.
 
-        pre = hbp.optim.Preconditioner(model, loss, curvature="kfac", damping=1e-3)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        pre = hbp.optim.Preconditioner(model, loss, curvature="kfac", damping=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9)
         for X, y in loader:
             loss = pre.step(X, y)          # in place of zero_grad(), loss(model(X), y) and backward()
             optimizer.step()

@@ -59,6 +59,7 @@ def residual_matrix(residual: Residual, op: Op, names: list[str], gradient: Tens
     missing = [name for name in names if name not in columns]
     assert not missing, f"factor gives no columns at {', '.join(missing)}; it has {', '.join(columns)}"
     joined = torch.cat([flat(columns[name]) for name in names], dim=-1)
-    assert joined.shape[1] == residual.count(op), f"{joined.shape[1]} columns, {residual.count(op)} announced"
+    assert joined.shape[1] == residual.count(op), (
+        f"the residual's factor has {joined.shape[1]} columns, and its count says {residual.count(op)}")
     weight = torch.ones(joined.shape[:2], dtype=joined.dtype) if signs is None else signs
     return torch.einsum("nka,nk,nkb->nab", joined, weight, joined)
