@@ -70,8 +70,8 @@ def compare(expression: Any, value: Tensor, operation: Callable[[Tensor], Tensor
         what = "value" if order == 0 else f"derivative {order}"
         endless = value[finite][~torch.isfinite(gap)]
         assert not endless.numel(), (
-            f"{where}: the expression's {what} is not finite at {endless[0]:.4g}, where the operation is: exp(x), say, is "
-            "infinite there. State it in functions that are not (sigmoid, softplus of hbpcompiler.elementwise), or state "
+            f"{where}: the expression's {what} is not finite at {endless[0]:.4g}, where the operation is: exp(x), say, "
+            "is infinite there. State it in functions that are not (sigmoid, softplus of hbpcompiler.elementwise), or state "
             "none, with first= and second=: it counts when operations are joined")
         assert (gap <= rounding).all(), (
             f"{where}: the expression's {what} is off by {gap.max():.1e} at {value[finite][gap.argmax()]:.4g}; state "
