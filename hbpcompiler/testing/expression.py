@@ -71,8 +71,8 @@ def compare(expression: Any, value: Tensor, operation: Callable[[Tensor], Tensor
         endless = value[finite][~torch.isfinite(gap)]
         assert not endless.numel(), (
             f"{where}: the expression's {what} is not finite at {endless[0]:.4g}, where the operation is: exp(x), say, "
-            "is infinite there. State it in functions that are not (sigmoid, softplus of hbpcompiler.elementwise), or state "
-            "none, with first= and second=: it counts when operations are joined")
+            "is infinite there. State it in functions that are not (sigmoid, softplus of hbpcompiler.elementwise), or "
+            "state none, with first= and second=: it counts when operations are joined")
         assert (gap <= rounding).all(), (
             f"{where}: the expression's {what} is off by {gap.max():.1e} at {value[finite][gap.argmax()]:.4g}; state "
             "it as it is, at kinks too (at 0 the slope of sympy.Max(x, 0) is 1/2, of x * sympy.Heaviside(x, 0) 0), "
