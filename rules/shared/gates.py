@@ -9,7 +9,7 @@ from hbpcompiler.rule import Noise, Op, Tensor
 from hbpcompiler.rule.ranges import above_zero, largest_of_samples, lengths
 
 from .aligned import other_than, own_shape, repeated, unbroadcast
-from .units import mean_size, of_entries, positions, square_unit, typical
+from .units import of_entries, square_unit
 
 
 def is_gate(op: Op, name: str) -> bool:
@@ -32,7 +32,8 @@ def gate_columns(op: Op, name: str, value: Tensor, curvature: Tensor | None = No
     each = torch.eye(size, dtype=value.dtype, device=value.device)
     each = each.reshape(1, size, *[1] * len(missing), *own_shape(op, name))
     rows = unbroadcast(op, met, value.unsqueeze(1) * each).flatten(2)
-    length = length_in_units(op, name, rows, curvature is not None)
+    unit = of_entries(op, name, square_unit(op, name, met, curvature is not None))
+    length = lengths(rows).squeeze(-1) * unit
     length = above_zero(length if curvature is None else torch.hypot(length, curvature / 2))
     rows = (rows / (2 * length).sqrt().unsqueeze(-1)).reshape(-1, size, *op.shape(met))
     root = (length / 2).sqrt()
@@ -41,26 +42,6 @@ def gate_columns(op: Op, name: str, value: Tensor, curvature: Tensor | None = No
                    for part in ((root, root) if bent is None else (root + bent, root - bent)))
     ones = torch.ones_like(length)
     return {name: torch.cat([plus, minus], 1), met: torch.cat([rows, -rows], 1)}, torch.cat([ones, -ones], 1)
-
-
-def length_in_units(op: Op, name: str, rows: Tensor, quotient: bool, entry: Tensor | None = None) -> Tensor:
-    """How long rows [N, h, m] at the other operand are beside those of the gate's entries, in units of both: [N, h].
-    `entry` [h]: of which entries of the gate; None: of all.
-
-    What counts is the other operand's numbers where the rows are, as exp(h) where the loss picks a rare class; and
-    their mean, where those are unlike other samples', as they are where they pass zero (see `in_the_batch`).
-    """
-    met = other_than(name)
-    unit, plain = of_entries(op, name, square_unit(op, name, met, quotient)), lengths(rows).squeeze(-1)
-    unit = unit if entry is None else unit[:, entry]
-    if op.one_by_one or not (op.has_samples(name) and op.has_samples(met)):
-        return plain * unit
-    size = of_entries(op, name, mean_size(op, met, positions(op, name, met)))
-    size = size if entry is None else size[:, entry]
-    value: Tensor = getattr(op, met)
-    own = lengths(rows * value.reshape(value.shape[0], 1, -1)).squeeze(-1)
-    own = own.maximum((plain * size).minimum(typical(own))) / size
-    return torch.where(own.isfinite(), own, plain) * unit
 
 
 def gate_drawn(op: Op, name: str, value: Tensor, noise: Noise, curvature: Tensor | None = None) -> dict[str, Tensor]:
@@ -91,7 +72,8 @@ def some_columns(op: Op, name: str, value: Tensor, numbers: Tensor,
     rows = unbroadcast(op, met, value.unsqueeze(1) * placed)
     rows = rows.flatten(2) if op.shape(met) else rows.unsqueeze(2)
     bent = None if curvature is None else curvature[:, entry]
-    length = length_in_units(op, name, rows, curvature is not None, entry)
+    of_each = of_entries(op, name, square_unit(op, name, met, curvature is not None))
+    length = lengths(rows).squeeze(-1) * of_each[:, entry]
     length = above_zero(length if bent is None else torch.hypot(length, bent / 2))
     root = (length / 2).sqrt() if bent is None else (length / 2).sqrt() + bent / (8 * length).sqrt() * sign
     rows = rows / (2 * length).sqrt().unsqueeze(-1) * sign.unsqueeze(-1)
