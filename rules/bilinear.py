@@ -16,7 +16,7 @@ from hbpcompiler.rule import ZERO, Case, Contraction, Factor, Noise, Op, Residua
 from hbpcompiler.rule.ranges import above_zero, lengths
 
 from .shared.simplex import positionwise
-from .shared.units import finite_unit, in_the_batch
+from .shared.units import finite_unit
 
 
 def positions(op: Op) -> tuple[int, ...]:
@@ -61,7 +61,7 @@ def cross_block(op: Op, gradient: Tensor) -> tuple[tuple[str, str], Tensor, Tens
     if op.shape("input2")[-1] < op.shape("input1")[-1]:
         names, cross = ("input2", "input1"), cross.transpose(-1, -2)
     own, other = (getattr(op, name).abs().mean(-1, True).unsqueeze(-1) for name in names)
-    unit = op.output.new_ones(1) if op.one_by_one else finite_unit(in_the_batch(own, other))
+    unit = op.output.new_ones(1) if op.one_by_one else finite_unit(other / own)
     size = above_zero(lengths(cross) * (unit / 2)).sqrt()
     return names, size, cross / (2 * size)
 

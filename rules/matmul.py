@@ -28,7 +28,7 @@ from hbpcompiler.rule import (
 from hbpcompiler.rule.ranges import above_zero, lengths
 
 from .shared.matrix_products import cross_columns, some_cross_columns, summed
-from .shared.units import finite_unit, in_the_batch
+from .shared.units import finite_unit
 
 
 @dataclass(frozen=True)
@@ -184,10 +184,9 @@ class Product:
             ones: Tensor = op.output.new_ones([1, 1, 1, 1])
             return ones
         name, other, summed = (self.second, "self", -2) if self.is_narrow(op) else ("self", self.second, -1)
-        own, met = self.matrices(op, name).abs().mean(summed, True), self.matrices(op, other).abs().mean([-2, -1], True)
-        both = op.has_samples("self") and op.has_samples(self.second)
-        ratio = in_the_batch(own, met) if both else (met / own).sqrt()
-        unit = finite_unit(ratio.transpose(-1, -2) if self.is_narrow(op) else ratio)
+        ratio = self.matrices(op, other).abs().mean([-2, -1], True) / self.matrices(op, name).abs().mean(summed, True)
+        ratio = ratio.transpose(-1, -2) if self.is_narrow(op) else ratio
+        unit = finite_unit(ratio if op.has_samples("self") and op.has_samples(self.second) else ratio.sqrt())
         *batch, rows, columns = self.matrix(op, "output")
         return unit.reshape(-1, math.prod(batch), min(rows, columns), 1)
 

@@ -3,9 +3,6 @@
 The cross block of a product u v is a difference of squares, of t u' + v' / t and t u' - v' / t for any t, one for each
 column. Derivatives of operands go as their values do; with t^2 = |v| / |u| both parts have one size after all that lies
 above, as in h / |h| by hand at large activations: otherwise what is smaller is rounded away.
-
-A value that passes zero says nothing of its derivative, as a gate at a crossing or sinc at its zeros. Where a factor is
-small in one sample, and the product with it, unlike that of h and 1 / |h|, it counts as in others (`in_the_batch`).
 """
 
 import torch
@@ -28,27 +25,8 @@ def square_unit(op: Op, name: str, other: str, quotient: bool = False) -> Tensor
         ones: Tensor = op.output.new_ones([1] * (1 + len(op.shape("output"))))
         return ones
     kept = positions(op, name, other)
-    own, met = mean_size(op, name, kept), mean_size(op, other, kept)
-    if op.has_samples(name) and op.has_samples(other):
-        return finite_unit(in_the_batch(own, met, quotient))
-    return finite_unit(met / own if quotient else (met / own).sqrt())
-
-
-def in_the_batch(own: Tensor, met: Tensor, quotient: bool = False) -> Tensor:
-    """The ratio met / own of sizes [N, ...], of factors or of what is divided by `own`, where each counts for as large
-    as it mostly is in the batch, or as makes the result as large, if it is smaller than both."""
-    if quotient:
-        result = typical(met / own)
-        usual_own, usual_met = met / result, result * own
-    else:
-        result = typical(own * met)
-        usual_own, usual_met = result / met, result / own
-    return met.maximum(usual_met.minimum(typical(met))) / own.maximum(usual_own.minimum(typical(own)))
-
-
-def typical(size: Tensor) -> Tensor:
-    """The median of all, of two numbers the larger one."""
-    return -(-size).median()
+    ratio = mean_size(op, other, kept) / mean_size(op, name, kept)
+    return finite_unit(ratio if quotient or (op.has_samples(name) and op.has_samples(other)) else ratio.sqrt())
 
 
 def finite_unit(ratio: Tensor) -> Tensor:
