@@ -172,23 +172,6 @@ COPY = Decomposition(
     [Case({"self": (2, 3), "src": shape}, {}, ("self", "src"), constant=("self",)) for shape in ((1, 3), (2, 3))],
 )
 
-# -- quotients of two zeros ------------------------------------------------------------------------------------------
-
-
-def sinc(x: Tensor) -> Tensor:
-    """sin(pi x) / (pi x), near 0 by its series: its quotient has derivatives of NaN there, and cancels beside it."""
-    t = math.pi * x
-    near = t.abs() < 0.3
-    square = torch.where(near, t * t, 0.0)
-    series = torch.ones_like(square)
-    for number in range(16, 1, -2):  # 1 - t^2 / (2 3) (1 - t^2 / (4 5) (...))
-        series = 1 - series * square / (number * (number + 1))
-    apart = torch.where(near, 1.0, t)
-    return torch.where(near, series, apart.sin() / apart)
-
-
-SINC = Decomposition(["aten.sinc"], sinc, [Case({"self": (4, 3)}, {})])
-
 # -- the way back of pooling: each value goes where its maximum was found, channel by channel -------------------------
 
 

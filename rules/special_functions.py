@@ -97,3 +97,22 @@ I0E = alone(
         forward=lambda op: torch.ops.aten.special_i0e(op.self),
     )
 )
+
+# -- sin(pi x) / (pi x): as a quotient, whose factors pass zero, its curvature would lose its digits ------------------
+
+_SINC_TERMS = 12
+_sinc = sum((-1) ** k * sympy.pi ** (2 * k) * x ** (2 * k) / sympy.factorial(2 * k + 1) for k in range(_SINC_TERMS))
+"""As its series: further out than 1/2, cos(pi x) and sinc(x) do not cancel any more."""
+
+
+def nearby(series: sympy.Expr, otherwise: sympy.Expr) -> sympy.Expr:
+    return Piecewise((sympy.horner(series), sympy.Abs(x) < _half), (otherwise, True))
+
+
+SINC = alone(elementwise(
+    "aten.sinc",
+    sympy.sinc(sympy.pi * x),
+    first=nearby(sympy.diff(_sinc, x), (sympy.cos(sympy.pi * x) - y) / x),
+    second=nearby(sympy.diff(_sinc, x, 2), -(sympy.pi**2) * y - 2 * dy / x),
+    forward=lambda op: torch.sinc(op.self),
+))

@@ -81,7 +81,7 @@ def line_of(module, text):
 
 def test_control_flow_that_depends_on_data(capfd):
     model, (X, y) = nn.Sequential(nn.Linear(4, 3), nn.Sequential(Branch())), batch()
-    where = f"test_errors.py:{line_of(Branch(), 'if x.sum()')}"
+    where = f"test_errors_of_models.py:{line_of(Branch(), 'if x.sum()')}"
     with refused(hbp.CompileError, ValueError, "'1.0' (Branch)", where, "if x.sum() > 0", "torch.where", model=model):
         hbp.compile(model, quantities=["grad"], example_inputs=(X, y))
     assert capfd.readouterr().err == ""
@@ -89,7 +89,7 @@ def test_control_flow_that_depends_on_data(capfd):
 
 def test_a_tensor_becomes_a_number():
     model, (X, y) = nn.Sequential(nn.Linear(4, 3), ToNumber()), batch()
-    where = f"test_errors.py:{line_of(ToNumber(), 'item')}"
+    where = f"test_errors_of_models.py:{line_of(ToNumber(), 'item')}"
     with refused(hbp.CompileError, (ValueError, NotImplementedError), "'1' (ToNumber)", where, model=model):
         hbp.compile(model, quantities=["grad"], example_inputs=(X, y))
 

@@ -30,7 +30,7 @@ def dense(matrix, shift):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("size", [HALVES, HALVES + 1, HALVES - 1, 7, 1])
 def test_an_inverse_is_that_of_dense_algebra(size, dtype):
-    """For dampings from 1e-6 to 1: to the rounding of the result alone."""
+    """For dampings from 1e-6 to 1: to the rounding of the result, and of float64's own algebra on both sides."""
     torch.manual_seed(0)
     matrix = spectrum(size, dtype)
     into, before = torch.full_like(matrix, float("nan")), matrix.clone()
@@ -39,7 +39,7 @@ def test_an_inverse_is_that_of_dense_algebra(size, dtype):
         assert is_positive(matrix, shift)
         assert invert(matrix, shift, into)
         wanted = dense(matrix, shift)
-        rounding = torch.finfo(dtype).eps + 1e-15 / damping
+        rounding = torch.finfo(dtype).eps + 2e-15 / damping
         assert (into.double() - wanted).norm() < rounding * wanted.norm()
         assert torch.equal(into, into.mT)
     assert torch.equal(matrix, before)

@@ -175,7 +175,7 @@ def test_who_asks_how_many_rows_there_are_is_told_so():
     def loss(o, y):
         return sum(row.square().sum() for row in o[y > 0].unbind())
 
-    with pytest.raises(hbp.HbpError, match=r"in the loss, .*test_picked_rows.py.*: how many rows a mask picks"):
+    with pytest.raises(hbp.HbpError, match=r"in the loss, .*test_picked_rows_of_models\.py.*: how many rows"):
         hbp.compile(nn.Linear(2, 3).double(), loss, ["grad"])(double(5, 2), torch.tensor([0, 1, 2, 1, 1]))
 
 

@@ -326,16 +326,42 @@ def test_code_that_goes_another_way_for_one_sample(monkeypatch):
     assert "programs=1" in repr(compiled)
 
 
+class Root(nn.Module):
+    def forward(self, h):
+        return h.sqrt()
+
+
+class Limited(nn.Module):
+    def forward(self, h):
+        return h.clamp(min=torch.zeros_like(h[0]))  # torch's own derivative
+
+
+class Squared(nn.Module):
+    def forward(self, h):
+        return h.exp() ** 2
+
+
+class Turned(nn.Module):
+    def forward(self, h):
+        return h.atan()
+
+
 def test_an_infinite_slope_that_meets_a_zero_one():
-    class Root(nn.Module):
-        def forward(self, h):
-            return h.sqrt()
-
-    class Limited(nn.Module):
-        def forward(self, h):
-            return h.clamp(min=torch.zeros_like(h[0]))  # torch's own derivative, of which only the product is known
-
+    """exp(h)^2 is infinite, atan is flat there, and torch multiplies its 0 by exp(h) twice."""
     torch.manual_seed(0)
-    text = refusal(nn.Sequential(nn.Linear(4, 5), Limited(), Root(), nn.Linear(5, 3)))
+    model = nn.Sequential(nn.Linear(4, 5), Squared(), Turned(), nn.Linear(5, 3))
+    nn.init.constant_(model[0].bias, 400.0)
+    text = refusal(model)
     assert "off by inf" in text
     assert "An infinite slope (sqrt" in text
+
+
+def test_derived_rules_select_as_torch_does():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), Limited(), Root(), nn.Linear(5, 3)).double()
+    X, y = batch()
+    X = X.double()
+    found = hbp.compile(model, quantities=["grad"])(X, y).grad
+    wanted = torch.autograd.grad(nn.functional.cross_entropy(model(X), y), list(model.parameters()))
+    for value, right in zip(found.values(), wanted, strict=True):
+        torch.testing.assert_close(value, right)
