@@ -49,8 +49,8 @@ NOT_DERIVED = {
     "aten._native_batch_norm_legit": "changes its arguments",
     "aten.squeeze": "on one sample alone",  # whose axis of length one goes too
 }
-RENAMED = {"aten.native_batch_norm", "aten.to.dtype_layout"}
-"""What has another name once it is exported."""
+RENAMED = {"aten.native_batch_norm", "aten.to.dtype_layout", "aten.to.dtype"}
+"""What has another name once it is exported, or is not there, as a cast to the dtype that there is."""
 ONCE = {"aten.hardsigmoid"}
 """What torch differentiates once only."""
 
