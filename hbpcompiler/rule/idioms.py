@@ -185,6 +185,26 @@ def sums_of_equal(columns: Tensor, index: Tensor) -> Tensor:
 
 
 @idiom
+def rows_of_products(columns: Tensor, operand: Tensor, index: Tensor) -> Tensor:
+    """Rows `index` [N, p] of what columns [N, K, q, rows] and an operand [N, q, d] make, [N, K, rows, d] summed over q:
+    [N, K, p, d]. Where the index is negative some row."""
+    shape = [columns.shape[0], columns.shape[1], columns.shape[2], index.shape[1]]
+    at = index.clamp(min=0).unsqueeze(1).unsqueeze(1).expand(shape)
+    return columns.gather(3, at).transpose(2, 3) @ operand.unsqueeze(1)
+
+
+@idiom
+def add_rows_(total: Tensor, index: Tensor, rows: Tensor, least: Optional[float] = None) -> Tensor:  # noqa: UP045  # for TorchScript
+    """total[index[n, p]] += rows [N, p, d]; these rows of the total are then no less than `least`. A row whose index is
+    negative is zero."""
+    at = index.clamp(min=0).flatten()
+    total.index_add_(0, at, rows.flatten(0, 1).to(total.dtype))
+    if least is not None:
+        total.index_copy_(0, at, total.index_select(0, at).clamp(min=least))
+    return total
+
+
+@idiom
 def squares_by_index(columns: Tensor, index: Tensor, rows: int, weights: Optional[Tensor] = None) -> Tensor:  # noqa: UP045  # for TorchScript
     """sum over n, k of the squared rows that columns [N, K, p, d] make of a matrix [rows, d], row `index` [N, p] of it
     at position p; `weights` [N, K] of the columns."""

@@ -17,6 +17,7 @@ from hbpcompiler.compiler.derive.sample_loop import walk_sample_chunks
 from hbpcompiler.compiler.derive.sample_pairs import walk_sample_pairs
 from hbpcompiler.compiler.derive.second_phase import sum_each, weigh, weigh_samples
 from hbpcompiler.compiler.derive.tail_loop import walk_tail
+from hbpcompiler.compiler.derive.tied_rows import tied_rows
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.steps import (
@@ -35,6 +36,7 @@ from hbpcompiler.compiler.plan.steps import (
     SumEach,
     Tail,
     Tied,
+    TiedRows,
     Unite,
     Weigh,
     Weights,
@@ -56,6 +58,7 @@ HANDLERS: Mapping[type, Callable[[Backward, Any], None]] = {
     Sample: sample,
     Close: close,
     Tied: tied,
+    TiedRows: tied_rows,
     Tail: walk_tail,
     LocalTail: walk_local_tail,
     SampleChunks: walk_sample_chunks,

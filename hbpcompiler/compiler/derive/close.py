@@ -87,14 +87,14 @@ def tied(backward: Backward, step: Tied) -> None:
     for use in step.uses:
         op, (_, right, _) = backward.ops[use.operation.name], use.site.letters
         if use.contraction.operand is not None:
-            rights.append(_positions_at(use.contraction.operand(op), right, 1))
-    joined = {"output": _joined_columns(backward, step, step.piece)}
+            rights.append(positions_at(use.contraction.operand(op), right, 1))
+    joined = {"output": joined_columns(backward, step.uses, step.piece)}
     if rights:
         joined["operand"] = torch.cat(rights, 1)
     op = Op(joined, {}, dict.fromkeys(joined, ()), batched=frozenset(joined))
     contraction = Contraction(step.site.equation, operand=(lambda op: op.operand) if rights else None)
     signs = backward.signs_like(joined["output"], step.piece)
-    other = _joined_columns(backward, step, step.other) if CROSS in step.kinds and step.other else None
+    other = joined_columns(backward, step.uses, step.other) if CROSS in step.kinds and step.other else None
     whole = Use(backward.writer, op, contraction, joined["output"], signs, backward.batch, other=other)
     if EIGEN in step.kinds and rights:
         inputs = backward.weighted(joined["operand"], root=True, average=True)
@@ -102,19 +102,21 @@ def tied(backward: Backward, step: Tied) -> None:
     _write(backward, step, whole)
 
 
-def _joined_columns(backward: Backward, step: Tied, piece: Piece) -> Any:
-    """A piece's columns at all uses, [n, k, p, ...]."""
+def joined_columns(backward: Backward, uses: Sequence[Close], piece: Piece) -> Any:
+    """A piece's columns at these uses, [n, k, p, ...]."""
     parts = []
-    for use in step.uses:
+    for use in uses:
         op = backward.ops[use.operation.name]
         columns = use.contraction.columns(op, backward.columns[use.operation.name, piece.name])
-        parts.append(_positions_at(columns, use.site.letters[0], 2))
+        parts.append(positions_at(columns, use.site.letters[0], 2))
     return torch.cat(parts, 2)
 
 
-def _positions_at(tensor: Any, letters: str, axis: int) -> Any:
+def positions_at(tensor: Any, letters: str, axis: int) -> Any:
     """The axis of positions moved to a place; made, of length 1, where there is none."""
-    return tensor.movedim(letters.index("p"), axis) if "p" in letters else tensor.unsqueeze(axis)
+    if "p" not in letters:
+        return tensor.unsqueeze(axis)
+    return tensor if letters.index("p") == axis else tensor.movedim(letters.index("p"), axis)
 
 
 def _write(backward: Backward, step: Close | Tied, use: Use) -> None:

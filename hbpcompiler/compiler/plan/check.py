@@ -58,7 +58,7 @@ def _closed(plan: Plan, matched: Matched, closings: frozenset[Closing]) -> Itera
     seen: Counter[tuple[str, ...]] = Counter()
     found: set[tuple[str, Closing]] = set()
     for step in plan.closings():
-        uses = step.uses if isinstance(step, Tied) else (step,)
+        uses = step.closed if isinstance(step, Tied) else (step,)
         stream, name = (step.piece.stream, step.piece.name) if step.piece is not None else ("", "")
         for kind in [kind for choice in step.choices for kind in choice.kinds]:
             found.add((step.parameter.key, Closing(stream, kind)))

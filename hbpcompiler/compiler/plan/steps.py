@@ -161,6 +161,11 @@ class Tied:
         return self.uses[-1].operation
 
     @property
+    def closed(self) -> tuple[Close, ...]:
+        """The uses whose own closings it gives, and not their steps."""
+        return self.uses
+
+    @property
     def piece(self) -> Piece:
         piece = self.uses[0].piece
         assert piece is not None
@@ -175,6 +180,26 @@ class Tied:
     def kinds(self) -> frozenset[str]:
         """All closings that it gives."""
         return kinds_of(self.choices)
+
+
+@dataclass(frozen=True)
+class TiedRows(Tied):
+    """The parameter is looked up by an index at some uses and multiplied at others, which have closings of their own:
+    what the looked-up rows add to these."""
+
+    @property
+    def looked_up(self) -> tuple[Close, ...]:
+        """The uses with an index."""
+        return tuple(use for use in self.uses if use.contraction.index is not None)
+
+    @property
+    def multiplied(self) -> tuple[Close, ...]:
+        """The others."""
+        return tuple(use for use in self.uses if use.contraction.index is None)
+
+    @property
+    def closed(self) -> tuple[Close, ...]:
+        return self.looked_up
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hbpcompiler.compiler.match.parameters.tied_values import ADDITIVE, KRONECKER, _places
-from hbpcompiler.compiler.plan.steps import Close, Step, Tied
-from hbpcompiler.compiler.routes import COLUMNS, Site, choose
+from hbpcompiler.compiler.match.parameters.tied_values import ADDITIVE, BY_ROWS, KRONECKER, _places, meet_by_rows
+from hbpcompiler.compiler.plan.steps import Close, Step, Tied, TiedRows
+from hbpcompiler.compiler.routes import COLUMNS, TIED_ROWS, Site, choose
 from hbpcompiler.errors import UnsupportedOpError, UsesNotJoinedError, listing
 from hbpcompiler.quantities import (
     REDUCED_INPUT_FACTOR,
@@ -62,7 +62,8 @@ def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: fr
     squared = [close for closes in places.values() for close in closes if _squaring(close)]
     if any(close.piece is None or close.piece.form != COLUMNS for close in squared):
         return [f"{what}: only columns can be joined, and its curvature is none here (kfra, or a diagonal Hessian)"]
-    if any(layout_of(close.site) != layout_of(first.site) for close in squared):
+    unlike = any(layout_of(close.site) != layout_of(first.site) for close in squared)
+    if unlike and not _by_rows(squared):
         return [f"{what}: the uses meet it in different ways, so their contractions cannot be joined: what "
                 "an embedding and a linear layer share has no common Kronecker factors"]
     return []
@@ -83,26 +84,46 @@ def _joined(steps: list[Step], group: list[Close]) -> list[Step]:
     squaring = _squaring(group[0])
     if not squaring:
         return steps
-    site = _joined_site(group)
-    tied = Tied(group[0].parameter, tuple(group), site, choose(site, squaring))
-    additive = group[0].kinds & ADDITIVE
+    looked_up = [close for close in group if close.contraction.index is not None]
+    multiplied = [close for close in group if close.contraction.index is None]
+    if not looked_up or not multiplied:
+        site = _joined_site(group)
+        return _with_step(steps, group, Tied(group[0].parameter, tuple(group), site, choose(site, squaring)))
+    site = replace(_joined_site(looked_up), form=TIED_ROWS)
+    site = replace(site, sizes=tuple(sorted({*site.sizes, ("q", _positions(multiplied))})))
+    steps = _with_step(steps, looked_up, TiedRows(group[0].parameter, tuple(group), site, choose(site, squaring)))
+    return _joined(steps, multiplied) if len(multiplied) > 1 else steps
+
+
+def _with_step(steps: Sequence[Step], closed: Sequence[Close], tied: Tied) -> list[Step]:
+    """With a step, behind the last of its uses, that closes these but for what is additive."""
+    additive = closed[0].kinds & ADDITIVE
     result: list[Step] = []
     for step in steps:
-        own = next((close for close in group if close is step), None)
+        own = next((close for close in closed if close is step), None)
         if own is None:
             result.append(step)
         elif additive:
             result.append(replace(own, choices=choose(own.site, additive)))
-        if own is group[-1]:
+        if step is tied.uses[-1]:
             result.append(tied)
     return result
+
+
+def _by_rows(closes: Sequence[Close]) -> bool:
+    """Whether looked-up rows meet what is multiplied (see `TiedRows`)."""
+    return meet_by_rows([close.contraction for close in closes]) and all(
+        _squaring(close) <= BY_ROWS and not close.pooled for close in closes)
 
 
 def _joined_site(group: Sequence[Close]) -> Site:
     _, right, result = group[0].site.letters
     own = group[0].site.own
     met = "".join(letter for letter in right if letter not in "np")
-    positions = sum(close.site.size("p") if close.site.has_positions else 1 for close in group)
-    sizes = dict(group[0].site.sizes) | {"p": positions}
+    sizes = dict(group[0].site.sizes) | {"p": _positions(group)}
     equation = f"nkp{own},np{met}->{result}" if right else f"nkp{own}->{result}"
     return group[0].site.without_kernels(equation=equation, sizes=tuple(sorted(sizes.items())))
+
+
+def _positions(group: Sequence[Close]) -> int:
+    return sum(close.site.size("p") if close.site.has_positions else 1 for close in group)

@@ -56,14 +56,16 @@ from hbpcompiler.compiler.routes.site import (
     MATRIX,
     NEVER,
     NOTHING,
+    TIED_ROWS,
     Route,
     Site,
     Use,
 )
 from hbpcompiler.compiler.routes.sliding import SlidingInputFactor
+from hbpcompiler.compiler.routes.tied_rows import RowsOfBoth
 
 ROUTES: tuple[Route, ...] = (
-    NativeSum(), OneProduct(), ClosedForm(), RowsByIndex(), InnerByIndex(), GramNorm(), GramDiagonal(),
+    NativeSum(), OneProduct(), ClosedForm(), RowsByIndex(), InnerByIndex(), RowsOfBoth(), GramNorm(), GramDiagonal(),
     SquaresByPairs(), SquaresByRows(), ChunkedProduct(), NativeProduct(), WholeProduct(), ColumnFactor(), InputFactor(),
     ReducedFactor(), ReducedInputFactor(), HalfColumnFactor(), HalfInputFactor(), SlidingInputFactor(),
     CorrelatedInputFactor(),
@@ -174,6 +176,5 @@ def excess(site: Site, choices: Iterable[Choice]) -> float:
     return max(0.0, memory - 2 * site.resources.temporaries)
 
 
-__all__ = ["COLUMNS", "DIAGONAL_FORM", "MATRIX", "NEVER", "NOTHING", "ROUTES", "Choice", "Route", "Site", "Use",
-           "alternatives", "choose", "covers", "excess", "kinds_of",
-           "seconds"]
+__all__ = ["COLUMNS", "DIAGONAL_FORM", "MATRIX", "NEVER", "NOTHING", "ROUTES", "TIED_ROWS", "Choice", "Route", "Site",
+           "Use", "alternatives", "choose", "covers", "excess", "kinds_of", "seconds"]

@@ -18,6 +18,9 @@ from hbpcompiler.rule.contraction import letters_of
 
 COLUMNS, DIAGONAL_FORM, MATRIX, NOTHING = "columns", "diagonal", "matrix", "nothing"
 """Forms in which a stream arrives: columns [N, K, *z], a diagonal [N, *z], a matrix [h, h] for all samples."""
+TIED_ROWS = "tied rows"
+"""Columns at two uses of a parameter that is looked up by an index at one and multiplied at the other: p numbers the
+positions of the first, q those of the second."""
 
 SQUARES = frozenset({DIAGONAL, POSITIVE, NEGATIVE})
 INNER = frozenset({DOT, GRAM, CROSS})

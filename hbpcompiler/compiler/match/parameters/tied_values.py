@@ -9,11 +9,15 @@ from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.quantities import (
     COLUMN_SUM,
+    DIAGONAL,
     EACH,
     EIGEN,
     FACTOR,
     IN_BASES,
     INPUT_FACTOR,
+    NEGATIVE,
+    NORM,
+    POSITIVE,
     PROJECT,
     REDUCED_FACTOR,
     REDUCED_INPUT_FACTOR,
@@ -38,13 +42,15 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
     for key, places in tied.items():
         own = closings_of(closings, key)
         kinds, curved = {closing.kind for closing in own}, any(closing.stream in CURVED for closing in own)
-        unlike = len({_letters(use.contraction) for use in places}) > 1
+        contractions = [use.contraction for use in places]
+        joined = len({_letters(contraction) for contraction in contractions}) == 1 or (
+            kinds - ADDITIVE <= BY_ROWS and meet_by_rows(contractions))
         if kinds & KRONECKER:
             if curved:
                 findings.append(f"parameter '{key}' is used {len(places)} times "
                                 f"({_places([use.operation for use in places])}): its Hessian diagonal and its "
                                 "Kronecker factors cannot be had from one program")
-        elif curved or (unlike and kinds - ADDITIVE):
+        elif curved or (kinds - ADDITIVE and not joined):
             found.add(key)
     if findings:
         raise UnsupportedOpError(listing("Tied parameters:", findings, "Compile the model twice."))
@@ -56,6 +62,24 @@ KRONECKER = frozenset({EIGEN, FACTOR, IN_BASES, INPUT_FACTOR, REDUCED_FACTOR, RE
 
 
 ADDITIVE = frozenset({SUM, EACH, COLUMN_SUM, PROJECT, INPUT_FACTOR})
+
+
+BY_ROWS = frozenset({NORM, DIAGONAL, POSITIVE, NEGATIVE})
+"""Closings that a parameter has where some of its uses meet the others by rows."""
+
+
+def meet_by_rows(contractions: Sequence[Contraction | None]) -> bool:
+    """Whether some uses take rows of a matrix by an index and the others multiply with the whole of it: an embedding
+    and the head of a language model."""
+    known = [contraction for contraction in contractions if contraction is not None]
+    multiplied = [contraction for contraction in known if contraction.index is None]
+    return 0 < len(multiplied) < len(known) == len(contractions) and all(map(_has_rows, multiplied))
+
+
+def _has_rows(contraction: Contraction) -> bool:
+    """Whether the columns are of the rows of a matrix, and what they meet is of its columns."""
+    left, right, _ = _letters(contraction)
+    return len(left) == 3 and len(right) == 2 and contraction.letters[2] == left + right[1:]
 
 
 def _letters(contraction: Contraction | None) -> tuple[str, ...]:
