@@ -150,11 +150,13 @@ def add_products_by_index_(total: Tensor, x: Tensor, z: Optional[Tensor], index:
 
 
 @idiom
-def mirror_(total: Tensor, block: int = 64) -> Tensor:
-    """What is below the diagonal becomes what is above it: in strips, so that what is read stays in cache."""
+def mirror_(total: Tensor, block: int = 128) -> Tensor:
+    """What is below the diagonal becomes what is above it: in strips that stay in cache, each turned where it is alone,
+    as numbers that lie a power of two apart in memory push one another out."""
     for first in range(0, total.shape[0], block):
         last = first + block
-        total[last:, first:last].copy_(total[first:last, last:].t())
+        strip = total[first:last, last:].contiguous()
+        total[last:, first:last].copy_(strip.t().contiguous())
         own = total[first:last, first:last]
         own.copy_(own.triu() + own.triu(1).t())
     return total
