@@ -210,7 +210,7 @@ def squares_by_index(columns: Tensor, index: Tensor, rows: int, weights: Optiona
     at position p; `weights` [N, K] of the columns."""
     squares = sums_of_equal(columns, index).square()
     each = squares.sum(1) if weights is None else torch.einsum("nk,nkpd->npd", weights, squares)
-    return each.new_zeros(rows, each.shape[2]).index_add(0, index.clamp(min=0).flatten(), each.flatten(0, 1))
+    return each.new_zeros(rows, each.shape[2]).index_add_(0, index.clamp(min=0).flatten(), each.flatten(0, 1))
 
 
 @idiom

@@ -1,4 +1,4 @@
-"""A pass: elementwise products, squares and bounds write over a tensor that nobody reads again.
+"""A pass: elementwise products, squares, bounds and sums at an index write over a tensor that nobody reads again.
 
 There is no autograd inside a program, so a fresh tensor whose last reader is an elementwise operation may take its
 result. What matters is memory: columns are the largest tensors there are, and a new one for each activation is paid
@@ -8,6 +8,7 @@ for in page faults.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
@@ -23,9 +24,9 @@ from hbpcompiler.compiler.program.writer import Loop
 from hbpcompiler.limits import DEFAULT_LIMITS
 
 REWRITES = {operator.mul: "mul_", operator.truediv: "div_", operator.sub: "sub_", "square": "square_",
-            "clamp": "clamp_"}
+            "clamp": "clamp_", "index_add": "index_add_", "scatter_add": "scatter_add_"}
 REUSED = PRODUCTS | {operator.mul, operator.sub, operator.add, operator.truediv, torch.where, torch.cat, torch.stack,
-                     *COLUMNS, *WRITTEN_OVER, by_places} | MADE_DENSE
+                     torch.softmax, *COLUMNS, *WRITTEN_OVER, by_places} | MADE_DENSE
 """Calls, and methods by name, whose results are written over if they lie in memory of their own; so are those of
 torch's kernels that rules call by their own names."""
 
@@ -39,15 +40,22 @@ def write_in_place(graph: fx.Graph, large: int = DEFAULT_LIMITS.large_numbers) -
     for node in list(graph.nodes):
         if node.target == "add_":
             _add_product(graph, node)
-        if node.target not in REWRITES.keys() | WRITTEN_OVER or not isinstance(node.args[0], fx.Node):
+        if node.target not in REWRITES.keys() | WRITTEN_OVER or not _is_large(node, large):
             continue
-        target = node.args[0]
-        if _is_large(node, large) and meta.alike(target, node) and _is_dead_after(target, node, order):
-            if node.target in WRITTEN_OVER:
-                node.target = WRITTEN_OVER[node.target]
-            else:
-                node.op, node.target = "call_method", REWRITES[node.target]
-            meta.play(node, Role.OVERWRITES)
+        for arguments in [node.args, node.args[::-1]] if node.target is operator.mul else [node.args]:
+            target = arguments[0]
+            if isinstance(target, fx.Node) and meta.alike(target, node) and _is_dead_after(target, node, order):
+                _write_over(node, arguments)
+                break
+
+
+def _write_over(node: fx.Node, arguments: tuple[Any, ...]) -> None:
+    """The call's result takes the memory of the first of these."""
+    if node.target in WRITTEN_OVER:
+        node.target = WRITTEN_OVER[node.target]
+    else:
+        node.op, node.target, node.args = "call_method", REWRITES[node.target], arguments
+    meta.play(node, Role.OVERWRITES)
 
 
 def _add_product(graph: fx.Graph, node: fx.Node) -> None:

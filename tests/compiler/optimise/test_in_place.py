@@ -133,3 +133,25 @@ def test_a_norms_way_back_is_written_over_dead_columns():
     shapes = COLUMNS, COLUMNS, (-1, 1, 3)
     assert written(write, *shapes) == ["mul", "standardised_back_"]
     assert written(kept, *shapes) == ["standardised_back"]
+
+
+def test_the_other_factor_may_be_written_over():
+    assert written(lambda writer, x, y: x[:, :1] * torch.softmax(y, 1), COLUMNS, COLUMNS)[-2:] == ["softmax", "mul_"]
+    assert written(lambda writer, x, y: x[:, :1] * y, COLUMNS, COLUMNS)[-1] == "mul"
+    assert written(lambda writer, x, y: x * torch.softmax(y, 1)[:, :1], COLUMNS, COLUMNS)[-1] == "mul"
+
+
+def test_rows_are_added_to_zeros_where_these_lie():
+    def write(writer, x, y):
+        index = (y[:, 0, 0] > 0).long()
+        return x.new_zeros(4, 2, 3).index_add(0, index, x)
+
+    def of_argument(writer, x, y):
+        return x.index_add(0, (y[:, 0, 0] > 0).long(), y)
+
+    def scattered(writer, x, y):
+        return torch.softmax(x, 1).scatter_add(1, (y > 0).long(), -y)
+
+    assert written(write, COLUMNS, COLUMNS)[-1] == "index_add_"
+    assert written(of_argument, COLUMNS, COLUMNS)[-1] == "index_add"
+    assert written(scattered, COLUMNS, COLUMNS)[-1] == "scatter_add_"
