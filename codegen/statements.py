@@ -137,7 +137,7 @@ class Printer:
     def _grown(self, node: fx.Node) -> str:
         """The name of a sum that this node adds one more term to, if both ask for one name and nothing else reads it:
         columns arrive at a value one by one."""
-        before = node.args[0] if node.target is operator.add else None
+        before = node.args[0] if node.target in (operator.add, "index_add") else None
         if not isinstance(before, fx.Node) or before.op == "placeholder" or list(before.users) != [node]:
             return ""
         name = self.texts[before][0]

@@ -85,7 +85,7 @@ def test_rows_that_cancel_are_not_below_zero():
     compiled = hbp.compile(model, lambda output, y: (output * y).sum(), ["batch_l2", "second_moment"])
     result = compiled(x, a, -a * (1 + 1e-7), torch.ones(64))
     for quantity, unit in (("second_moment", a.square().max()), ("batch_l2", a.square().sum(1).max())):
-        assert 0 <= result[quantity]["table"].min()
+        assert result[quantity]["table"].min() >= 0
         assert result[quantity]["table"].max() < 4 * torch.finfo(torch.float32).eps * unit
 
 

@@ -17,6 +17,7 @@ from hbpcompiler.compiler.optimise.constants import drop_constant_factors, drop_
 from hbpcompiler.compiler.optimise.early import finish_early
 from hbpcompiler.compiler.optimise.hoist import hoist_from_loops
 from hbpcompiler.compiler.optimise.in_place import write_in_place
+from hbpcompiler.compiler.optimise.index_sums import add_at_index
 from hbpcompiler.compiler.optimise.joined_products import join_products
 from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
@@ -109,6 +110,7 @@ PASSES: tuple[Pass, ...] = (
     _simple(drop_dead),
     _simple(drop_idle_casts, SHAPES),
     _simple(drop_dead),
+    _simple(add_at_index, SHAPES),
     Pass("use_channels_last", lambda graph, settings: use_channels_last(graph, settings.images),
          needs=frozenset({SHAPES}), when=lambda settings: settings.by_pixels),
     _simple(divide_before_products, SHAPES),
