@@ -47,7 +47,8 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
         elif curved or (unlike and kinds - ADDITIVE):
             found.add(key)
     if findings:
-        raise UnsupportedOpError(listing("Tied parameters:", findings, "Compile the model twice."))
+        raise UnsupportedOpError(listing("Tied parameters:", findings, "Compile the model twice, for the Hessian's "
+                                         "quantities and for those of Kronecker factors."))
     return found
 
 
@@ -63,4 +64,5 @@ def _letters(contraction: Contraction | None) -> tuple[str, ...]:
 
 
 def _places(operations: Sequence[Operation]) -> str:
-    return ", ".join(str(operation.source) for operation in operations)
+    """Each place once, as the steps of a recurrent layer are all in one."""
+    return ", ".join(dict.fromkeys(str(operation.source) for operation in operations))
