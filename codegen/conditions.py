@@ -84,7 +84,8 @@ def between_lengths(code: str, tensor: int, axis: int, lowest: int, highest: int
     program = next(each for each in ast.parse(code).body if isinstance(each, ast.ClassDef) and each.name == "Program")
     forward = next(each for each in program.body if isinstance(each, ast.FunctionDef) and each.name == "forward")
     length = f"{forward.args.args[2 + tensor].arg}.shape[{axis}]"  # behind self and state
-    message = f"tried at lengths from {lowest} to {highest}: call the model at others, then save again"
+    message = (f"{length} is not between {lowest} and {highest}, the lengths that this file was tried at: "
+               "call compiled at others, then save again")
     others, lines = next(each for each in forward.body if not isinstance(each, ast.Assert)), code.splitlines(True)
     indent = " " * others.col_offset
     lines.insert(others.lineno - 1, f'{indent}assert {lowest} <= {length} <= {highest}, "{message}"\n')

@@ -176,7 +176,7 @@ def _of_the_head(header: Header, parts: Mapping[str, Sequence[Section]], functio
     return {
         "table": [comment(line) for line in header.table],
         "notes": [comment(line) for line in header.notes],
-        "needs": _needs(code),
+        "needs": _needs("\n".join([code, *helpers])),  # derived rules call their operations in helpers
         "legend": legend(code, tables, [section.formula for sections in parts.values() for section in sections],
                          functions.where),
         "tables": tables,

@@ -140,8 +140,8 @@ class UnusedParametersWarning(UserWarning):
 
 
 def listing(head: str, findings: Sequence[str], advice: str = "") -> str:
-    """One message out of many findings: a head, a line each, and what to do."""
-    lines = [head, *(f"  - {finding}" for finding in findings)]
+    """One message out of many findings: a head, a line each, and what to do. What is found twice is said once."""
+    lines = [head, *(f"  - {finding}" for finding in dict.fromkeys(findings))]
     if advice:
         lines.append(advice)
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.bridges.influence import scores
+from hbpcompiler.rule import ZERO, Rule
 
 
 class Language(nn.Module):
@@ -98,3 +99,17 @@ def test_factors_of_a_shared_table():
     tokens = torch.randint(40, (2, 12))
     with pytest.raises(hbp.CompileError, match="an embedding and a linear layer share has no common Kronecker factors"):
         hbp.compile(Language(tied=True), loss, ["kfac"])(tokens, tokens)
+
+
+def test_a_rule_where_its_file_belongs():
+    model, _, _ = task()
+    with pytest.raises(hbp.CompileError, match="must be paths of rule files, not Rule: the path of a Python file"):
+        hbp.compile(model, quantities=["grad"], rules=[Rule(["mylib.square"], ZERO)])
+
+
+def test_a_closure_goes_by_name():
+    model, X, y = task()
+    optimizer = hbp.optim.KFAC(model)
+    for batch in ((lambda: None,), (X, y, lambda: None)):
+        with pytest.raises(hbp.InputError, match=r"step\(X, y, closure=closure\)"):
+            optimizer.step(*batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import namedtuple
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,20 @@ class Total:
         """The total of several parts of a data set, each accumulated by itself with the same model and quantities:
         `Total.merge(first, second)`, or `first.merge(second)`.
 
-        Raises InputError naming every difference between them. The parts stay as they are.
+        Raises InputError naming every difference between them. The parts stay as they are. Two that have the same
+        numbers to the last bit are warned of (TotalWarning): they are likely of the same samples.
         """
         for other in (self, *others):
             if not isinstance(other, Total):
                 raise InputTypeError(f"totals are merged with totals, not with {type(other).__name__}")
             if differences := self._header.differences(other._header, of_run=False):
                 raise InputError(listing("These totals do not belong together:", differences))
-        return Total(combined([self._sums, *(other._sums for other in others)]), self._header, self._model)
+        parts = [self._sums, *(other._sums for other in others)]
+        if twice := next((one for one, other in combinations(parts, 2) if _same_numbers(one, other)), None):
+            warnings.warn(f"two of the merged totals, of {twice.samples} samples each, have the same numbers to the "
+                          "last bit: are their samples the same? They are counted twice",
+                          TotalWarning, stacklevel=level_of_caller())
+        return Total(combined(parts), self._header, self._model)
 
     def save(self, path: str | Path) -> Path:
         """Write it to a file, whole or not at all."""
@@ -167,3 +174,10 @@ class Total:
         if not self.samples:
             return "Total(no samples)"
         return f"Total(loss={float(self.loss):.6g}, samples={self.samples}, quantities={list(self.quantities)})"
+
+
+def _same_numbers(one: Sums, other: Sums) -> bool:
+    """Whether two sums are the same, and not of nothing: the first tensor that differs decides."""
+    return (one.samples == other.samples and one.totals.keys() == other.totals.keys()
+            and any(bool(total.any()) for total in one.totals.values())
+            and all(torch.equal(total, other.totals[key]) for key, total in one.totals.items()))

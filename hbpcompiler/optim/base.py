@@ -112,8 +112,8 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         Raises OptionError where a group's numbers have been set to what no step can be made with; parameters and
         averages stay as they are.
         """
-        if not batch or (callable(batch[0]) and not isinstance(batch[0], Tensor)):
-            raise InputError(f"{type(self).__name__} takes the batch: step(X, y), with closure=... if there is one")
+        if not batch or any(callable(given) and not isinstance(given, Tensor) for given in (batch[0], batch[-1])):
+            raise InputError(f"{type(self).__name__} takes the batch: step(X, y), or step(X, y, closure=closure)")
         closed = None
         if closure is not None:
             with torch.enable_grad():

@@ -144,7 +144,8 @@ def with_rules(paths: Sequence[str | Path] | None) -> Registry:
     files: dict[Path, Path] = {}
     for path in paths:
         if not isinstance(path, str | Path):
-            raise OptionTypeError(f"rules must be paths of rule files, not {path!r}")
+            raise OptionTypeError(f"rules must be paths of rule files, not {type(path).__name__}: the path of a Python "
+                                  "file that holds it")
         files.setdefault(Path(path).resolve(), Path(path))
     for path in files.values():
         registry.add(load(path))

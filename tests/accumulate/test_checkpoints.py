@@ -403,6 +403,8 @@ def test_save_load_merge_and_to(tmp_path):
     other = run(compiled=hbp.compile(network(), None, ["grad"]))
     with pytest.raises(hbp.InputError, match="quantities: "):
         hbp.Total.merge(total, other)
+    with pytest.warns(hbp.TotalWarning, match="the same numbers to the last bit"):  # one file, named twice
+        assert total.merge(hbp.Total.load(path, COMPILED.model)).samples == 2 * total.samples
     assert "samples=13" in repr(total)
     with pytest.raises(AttributeError, match="'diag_h' was not accumulated"):
         _ = total.diag_h

@@ -257,6 +257,9 @@ def test_the_head_says_what_the_file_needs_and_how_to_call_it(tmp_path):
     head = " ".join(with_rule.code.partition('"""\n')[0].split())
     assert "it needs torch and, imported before it is called, what registers hbptests::swirl." in head
     assert "Call it as Program()(state, x, y, max_norm, sample_weights=None): state holds" in head
+    derived = hbp.compile(model, quantities=["grad"], example_inputs=(X, y.long()))  # torch differentiates it
+    head = " ".join(derived.code.partition('"""\n')[0].split())
+    assert "it needs torch and, imported before it is called, what registers hbptests::swirl." in head
     without = hbp.compile(model[0], quantities=["grad"], example_inputs=(X, y.long()))
     assert "it needs only torch.\nCall it as Program()(state, x, y, sample_weights=None): state holds" in without.code
 

@@ -75,6 +75,15 @@ def test_a_penalty_on_parameters_is_refused():
         hbp.compile(Penalised(2, 3).double(), lambda out, y: F.cross_entropy(out[0], y) + 0.1 * out[1], ["grad"])(
             draw(2, 2), torch.tensor([0, 2]))
 
+    def twice(out, y):  # one line that reads the weight two times
+        return F.cross_entropy(out, y) + model.weight[0].sum() * model.weight[1].sum()
+
+    with pytest.raises(hbp.UnsupportedOpError) as caught:
+        hbp.compile(model, twice, ["grad"])(draw(2, 2), torch.tensor([0, 2]))
+    lines = [line for line in str(caught.value).splitlines() if line.startswith("  - ")]
+    assert lines, str(caught.value)
+    assert len(lines) == len(set(lines))
+
 
 def test_a_curved_function_of_the_whole_loss_is_refused():
     for loss in (lambda out, y: F.cross_entropy(out, y).sqrt(),

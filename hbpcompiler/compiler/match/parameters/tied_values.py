@@ -53,7 +53,8 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
         elif curved or (kinds - ADDITIVE and not joined):
             found.add(key)
     if findings:
-        raise UnsupportedOpError(listing("Tied parameters:", findings, "Compile the model twice."))
+        raise UnsupportedOpError(listing("Tied parameters:", findings, "Compile the model twice, for the Hessian's "
+                                         "quantities and for those of Kronecker factors."))
     return found
 
 
@@ -87,4 +88,5 @@ def _letters(contraction: Contraction | None) -> tuple[str, ...]:
 
 
 def _places(operations: Sequence[Operation]) -> str:
-    return ", ".join(str(operation.source) for operation in operations)
+    """Each place once, as the steps of a recurrent layer are all in one."""
+    return ", ".join(dict.fromkeys(str(operation.source) for operation in operations))

@@ -84,6 +84,19 @@ def test_what_cannot_be_joined_is_refused(quantities):
         hbp.compile(model, quantities=quantities)(X, y)
 
 
+def test_a_place_of_many_uses_is_said_once():
+    """All steps of a recurrent layer are in one line."""
+
+    class Last(nn.GRU):
+        def forward(self, x):
+            return super().forward(x)[0][:, -1]
+
+    compiled = hbp.compile(Last(2, 3, batch_first=True), quantities=["diag_h", "kfac"])
+    with pytest.raises(hbp.UnsupportedOpError, match=r"(?s)'weight_hh_l0' is used 4 times.*for the Hessian") as caught:
+        compiled(torch.randn(2, 4, 2), torch.tensor([0, 1]))
+    assert all(line.count("test_tied.py") <= 1 for line in str(caught.value).splitlines())
+
+
 def test_a_frozen_tied_parameter_is_no_obstacle():
     torch.manual_seed(0)
     model, shape = reused_linear()
