@@ -78,6 +78,10 @@ class Result:
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
 
+    def keys(self) -> tuple[str, ...]:
+        """Names of the quantities, with which `dict(result)` and `**result` have them."""
+        return self.quantities
+
     def __contains__(self, name: object) -> bool:
         return name in self._values
 

@@ -125,6 +125,11 @@ def test_to_parameters():
     torch.optim.SGD(model.parameters(), lr=0.1).step()
 
 
+def test_a_result_is_a_mapping_of_its_quantities():
+    result = hbp.compile(network(), quantities=["grad", "diag_h"])(*batch())
+    assert dict(result) == {"grad": result.grad, "diag_h": result.diag_h}
+
+
 def test_graph_and_explain():
     model, (X, y) = network(), batch()
     compiled = hbp.compile(model, quantities=["diag_h", "kflr"], example_inputs=(X, y))
