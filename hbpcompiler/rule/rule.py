@@ -202,6 +202,9 @@ class LossRule:
         if isinstance(self.reduction, str):
             raise TypeError(f"{kind}: reduction must be a function of op, lambda op: {self.reduction!r}")
         check_functions(kind, self, ["gradient", "reduction", "check"], ["each", "sample", "terms"])
+        if not {"convex", "concave"}.isdisjoint(self.order):
+            raise TypeError(f"{kind}: a LossRule's order is that of slopes, 'increasing' or 'decreasing'; 'convex' and "
+                            "'concave' are for a Rule")
         if self.positions not in (None, 1, 2):
             raise TypeError(f"{kind}: positions must be 1, 2 or None, not {self.positions!r}")
 
