@@ -91,6 +91,8 @@ WITH_LOGITS = LossRule(
     reduction=reduction,
     sample=sample,
     check=check_floating,
+    doubts={"aten.sigmoid": "binary cross-entropy with logits makes probabilities of what it gets itself: leave the "
+                            "sigmoid out, or take nn.BCELoss()"},
     positions=1,
     cases=_cases({}, {"weight": (3,)}, {"pos_weight": (3,)}, {"weight": (1,), "pos_weight": (3,)}),
 )

@@ -49,17 +49,12 @@ def _check_case(operation: str, case: Case, known: set[str]) -> None:
     """`known`: arguments of all operations that share the case, with any overload."""
     packet, overload = _packet(operation), case.overload or (*operation.split("."), "", "")[2] or "default"
     arguments = _arguments(getattr(packet, overload, None) or getattr(packet, packet.overloads()[0]))
-    own = {*case.shapes, *case.attributes, *(slot.split(".")[0] for slot in (
-        *case.constant, *case.numbering))}
+    sampled = () if case.batched == Case.batched else case.batched
+    own = {*case.shapes, *case.attributes, *(slot.split(".")[0] for slot in (*case.constant, *case.numbering))}
     where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
-    strange = sorted(own - known)
+    strange = sorted((own | {slot.split(".")[0] for slot in sampled}) - known)
     assert not strange, (f"{where}: the case speaks of {', '.join(map(repr, strange))}, and the operation has "
                          f"{', '.join(arguments)}")
-    tensors = {slot for name, shape in case.shapes.items() for slot in (
-        name, *(f"{name}.{i}" for i in range(len(shape)) if isinstance(shape, list)))}
-    unmet = [] if case.batched == Case.batched else [slot for slot in case.batched if slot not in tensors]
-    assert not unmet, (f"{where}: batched names {', '.join(map(repr, unmet))}, and the case's tensors are "
-                       f"{', '.join(map(repr, case.shapes))}")
     missing = [argument.name for argument in arguments.values() if argument.name not in own
                and not argument.has_default_value() and not str(argument.type).startswith("Optional")]
     assert not missing, (f"{where}: the case says nothing of {', '.join(map(repr, missing))}, which has no default: "

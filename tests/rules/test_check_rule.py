@@ -68,7 +68,7 @@ def test_a_loss_that_changes_what_it_is_given():
     (Decomposition(["aten.square"], lambda self: self), "the Decomposition for aten.square has no cases: give it"),
     (replace(SQUARE, cases=[]), "the Rule for aten.square has no cases: give it"),
     (replace(SQUARE, cases=[Case({"self": (4,)}, batched=("input",))]),
-     r"batched names 'input', and the case's tensors are 'self'"),
+     "the case speaks of 'input', and the operation has self"),
     (replace(SQUARE, cases=[Case({"self": (4,)}, batched=())]),
      r"of 3 samples the operation makes \[4\], without a sample axis.*tensors are self \[4\], as batched=\(\)"),
     (replace(LINEAR, cases=[Case({"input": (3,), "weight": (2, 3)}, batched=("input", "weight"))]),
