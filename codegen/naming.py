@@ -128,9 +128,9 @@ def _operation_name(operation: Operation, part: str, alone: bool, paths: Paths, 
 
 
 def _in_forward(operation: Operation, part: str, found: Mapping[str, str]) -> str:
-    """Of what the model's own forward does to one value: the value's name and what is done; or what it is to
-    its reader, where that name does not say so already."""
-    made = [value for value in operation.tensors.values() if value.role == "result"]
+    """Of what the model's own forward does to one value, or to one parameter alone: its name and what is done; or what
+    it is to its reader, where that name does not say so already."""
+    made = [value for value in operation.tensors.values() if value.role == "result"] or [*operation.tensors.values()]
     before, short = found[made[0].name] if len(made) == 1 else "", brief(operation.plain)
     if part and part not in before.split("_"):
         return part

@@ -32,6 +32,9 @@ INFIX: Mapping[Any, tuple[str, int]] = {
 }
 PREFIX: Mapping[Any, str] = {operator.neg: "-", operator.invert: "~"}
 
+SMALLEST_SHARE = 1e-9
+"""Of one; smaller numbers are no share of a mean."""
+
 Text = tuple[str, int]
 Look = Callable[[fx.Node], Text]
 
@@ -85,6 +88,8 @@ def expression(node: fx.Node, look: Look) -> Text:
             return "[" + ", ".join(show(part) for part in item) + "]"
         if isinstance(item, float) and (item != item or abs(item) == float("inf")):
             return f'float("{item}")'
+        if isinstance(item, float) and (fraction := _fraction(item)):
+            return fraction if strength <= MULTIPLY else f"({fraction})"
         if isinstance(item, int | float) and item < 0 and strength > UNARY:
             return f"({item!r})"
         if isinstance(item, Composite):
@@ -117,6 +122,14 @@ def expression(node: fx.Node, look: Look) -> Text:
     defaults = _defaults(target)
     told = {name: item for name, item in call.kwargs.items() if not (name in defaults and _same(item, defaults[name]))}
     return f"{function_name(target)}({_arguments(args, told, show)})", ATOM
+
+
+def _fraction(number: float) -> str:
+    """1 / 128 for 0.0078125, the share of one in so many; "" where the number itself is as short, or no such share."""
+    if not SMALLEST_SHARE < number < 1 or 1 / round(1 / number) != number:
+        return ""
+    text = f"1 / {round(1 / number)}"
+    return text if len(text) < len(repr(number)) else ""
 
 
 def _view(node: fx.Node) -> str:

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from hbpcompiler import schemes
 from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.match.samples.meetings import meetings_of
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.prove.suspects import hooks
+from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.errors import IndefiniteCurvatureWarning, LossWarning, MixedSamplesWarning, listing
 from hbpcompiler.options import Options
 from hbpcompiler.quantities import GGN, QUANTITIES
+from hbpcompiler.rule import LossRule, Rule, Structure
+from hbpcompiler.rule.registry import AnyRule
 
 
 def warn_of_hooks(model: nn.Module, loss: Callable[..., Tensor], options: Options) -> None:
@@ -42,6 +46,26 @@ def warn_if_indefinite(planned: Plan, loss: Callable[..., Tensor], flat: bool) -
             f"matrix may be indefinite, and with it {', '.join(names)} (Kronecker factors B too); a loss function "
             "that has a rule, such as cross_entropy or mse_loss, without negative weights, is known to be convex",
             IndefiniteCurvatureWarning, stacklevel=level_of_caller())
+
+
+def warn_of_losses(matched: Matched) -> None:
+    """Of a loss that hardly is meant behind what made its input, through whatever only moves numbers about."""
+    graph, rules = matched.graph, matched.rules
+    for operation in matched.ending.reductions:
+        rule = rules.get(operation.name)
+        if not isinstance(rule, LossRule) or not rule.doubts:
+            continue
+        maker = graph.makers.get(operation.tensors[rule.input].name)
+        while maker is not None and _only_moves(rules.get(maker.name), maker, matched):
+            maker = graph.makers.get(next(iter(maker.tensors.values())).name)
+        if maker is not None and maker.target in rule.doubts:
+            warnings.warn(f"{operation.target} in {operation.source} follows {maker.target} in {maker.source}, and "
+                          f"{rule.doubts[maker.target]}", LossWarning, stacklevel=level_of_caller())
+
+
+def _only_moves(rule: AnyRule | None, maker: Operation, matched: Matched) -> bool:
+    return isinstance(rule, Rule) and len(maker.tensors) == 1 and (
+        rule.structure_of(static_op(maker, matched.active)) is Structure.SELECTION)
 
 
 def warn_of_meetings(matched: Matched, options: Options) -> None:

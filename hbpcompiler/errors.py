@@ -96,7 +96,8 @@ class CacheWarning(UserWarning):
 
 
 class LogWarning(UserWarning):
-    """The log of a run cannot be written; training goes on, and lines are kept until they can be."""
+    """The log of a run cannot be written; training goes on, and lines are kept until they can be. Or it holds another
+    run already, and nothing says that this one goes on with it."""
 
 
 class NotFiniteWarning(UserWarning):

@@ -36,7 +36,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs, complaint_of
 from hbpcompiler.compiler.trace.exports import Shelf, exports_of
 from hbpcompiler.compiler.trace.fx_graph.reader import loss_tensors
-from hbpcompiler.doubts import warn_if_indefinite, warn_of_hooks, warn_of_meetings
+from hbpcompiler.doubts import warn_if_indefinite, warn_of_hooks, warn_of_losses, warn_of_meetings
 from hbpcompiler.empty import UNKNOWN, result_of_none
 from hbpcompiler.errors import (
     CompileError,
@@ -107,6 +107,7 @@ class Programs:
             self._guards.add(state, batch.form, built, (self.options.limits or DEFAULT_LIMITS).kept_programs)
             if built.matched.graph.has_loss_streams:
                 run.warn()
+                warn_of_losses(built.matched)
             self._warn_of_unused(built.matched.unused, "loss" if built.matched.graph.has_loss_streams else "output")
             warn_if_indefinite(built.draft.plan, self.loss,
                                built.matched.graph.has_loss_streams and built.matched.has_flat_loss)

@@ -91,6 +91,8 @@ WITH_LOGITS = LossRule(
     reduction=reduction,
     sample=sample,
     check=check_floating,
+    doubts={"aten.sigmoid": "binary cross-entropy with logits makes probabilities of what it gets itself: leave the "
+                            "sigmoid out, or take nn.BCELoss()"},
     positions=1,
     cases=_cases({}, {"weight": (3,)}, {"pos_weight": (3,)}, {"weight": (1,), "pos_weight": (3,)}),
 )
@@ -155,4 +157,7 @@ def _with_edges(shape: Sequence[int]) -> Tensor:
 PROBABILITIES_IN_PIECES = Decomposition(
     ["aten.binary_cross_entropy"], probability_each,
     [Case({"self": (2, 3), "target": (2, 3), **weight}, {"reduction": 0},
-          make={"self": _with_edges, "target": _with_edges, "weight": _positive}) for weight in ({}, {"weight": (3,)})])
+          make={"self": drawn, "target": drawn, "weight": _positive}, constant=constant)
+     for weight in ({}, {"weight": (3,)})
+     # In the target torch's slopes know of one limit in float32, and their own slopes of another in float64.
+     for drawn, constant in ((_with_edges, ("target", "weight")), (_unit, ("weight",)))])

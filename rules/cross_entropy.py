@@ -197,6 +197,8 @@ RULE = LossRule(
     sample=sample,
     check=check,
     terms=terms,
+    doubts={"aten.sigmoid": "cross-entropy takes logits of any size, of which it makes probabilities itself: leave the "
+                            "sigmoid out, or take nn.BCELoss() where several classes may be true at once"},
     positions=2,
     cases=_cases(),
 )

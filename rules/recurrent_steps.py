@@ -170,7 +170,7 @@ def cases(gates: int, *more: str, **attributes: bool) -> list[Case]:
         if whole:
             states: dict[str, tuple[int, ...]] = dict.fromkeys(("hidden", *more), (width,))
             shapes |= {"bias": (gates * width,), **states}
-        batched = ("given", "through", "hidden", "memory")
+        batched = ("given", "through", "hidden", *more)
         found += [Case(shapes, attributes, batched, index=index) for index in range(1 + len(more))]
     return found
 

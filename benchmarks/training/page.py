@@ -11,6 +11,7 @@ from benchmarks.training.methods import METHODS, Point
 from benchmarks.training.results import Curve, Outcome, Race, accuracies, losses, race
 from benchmarks.training.seconds import Cost
 from benchmarks.training.tasks import ALL, BASELINES
+from benchmarks.training.tried import ALPHA, SYMBOLS, of_grids, of_tasks
 
 RIVAL = "adam"
 """What the others are measured by."""
@@ -180,6 +181,7 @@ def _settings(rows: Sequence[Row]) -> str:
     for method in _methods(rows):
         cells = [_setting(row.outcomes.get(method)) for row in rows]
         lines.append(f"| {METHODS[method].title} | " + " | ".join(cells) + " |")
+    lines += ["", "### What was tried", "", *of_tasks(row.task for row in rows), "", *of_grids(_methods(rows))]
     return "\n".join([*lines, ""])
 
 
@@ -189,9 +191,6 @@ def _methods(rows: Iterable[Row]) -> list[str]:
     return [method for method in METHODS if method in present and method not in BASELINES] + [
         method for method in BASELINES if method in present]
 
-
-ALPHA = "\N{GREEK SMALL LETTER ALPHA}"
-SYMBOLS = {"lr": ALPHA, "damping": "λ", "momentum": "μ", "beta1": "β₁"}
 
 
 def point_text(point: Point) -> str:

@@ -49,7 +49,7 @@ def arguments_of(item: Any, prepare: Callable[[Any], Any] | None, device: torch.
         found = [name for name in TARGETS if name in held]
         if len(found) != 1:
             raise InputTypeError(f"a batch is a dict of {', '.join(map(str, held))}: which of these is the target? "
-                                 "Pass prepare=lambda batch: ({'x': batch['x']}, batch['y'])")
+                                 f"Pass {_prepared(list(held), found)}, say")
         target = held.pop(found[0])
         item = (held, target)
     if not isinstance(item, tuple | list) or len(item) < 2:
@@ -59,6 +59,13 @@ def arguments_of(item: Any, prepare: Callable[[Any], Any] | None, device: torch.
         raise InputTypeError(f"a batch of the loader's is a {kind}, not (X, y); pass prepare=, a function that makes "
                              "(X, y) of it")
     return tuple([_moved(part, device) for part in item])
+
+
+def _prepared(names: Sequence[Any], targets: Sequence[str]) -> str:
+    """What `prepare` may be for a dict of these names, none or several of which are called as targets are."""
+    target = next(iter(targets), names[-1] if len(names) > 1 else None)
+    inputs = ", ".join(f"{name!r}: batch[{name!r}]" for name in names if name not in (target, *targets))
+    return f"prepare=lambda batch: ({{{inputs}}}, {None if target is None else f'batch[{target!r}]'})"
 
 
 def _moved(item: Any, device: torch.device) -> Any:

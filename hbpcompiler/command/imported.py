@@ -53,7 +53,8 @@ def imported(place: str) -> Any:
         raise Failure(f"cannot import '{name}': {reason(error)}{hint}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
-            close = difflib.get_close_matches(part, dir(found), 1)
+            names = [name for name in dir(found) if part.startswith("_") or not name.startswith("_")]
+            close = difflib.get_close_matches(part, names, 1)
             raise Failure(f"'{name}' has no '{attribute}'" + (f" (is it {close[0]}?)" if close else ""))
         found = getattr(found, part)
     return found

@@ -15,7 +15,7 @@ from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.errors import MonitorWarning, listing
+from hbpcompiler.errors import LogWarning, MonitorWarning, listing
 from hbpcompiler.monitor.programs import BATCH_NORM, in_short, mixing
 from hbpcompiler.monitor.record import Record
 from hbpcompiler.monitor.schedules import Schedule
@@ -238,8 +238,13 @@ class Monitor:
 
     def _look(self, step: int, given: Batch, batch: Sequence[Any], due: bool, own_draws: bool) -> Result | None:
         """What the program gave at a step that is due; its values are written and sent."""
-        if self._record.first_step and not self._watching.start and "distance" in self._programs.tracked:
-            self._programs.drop("distance", WITHOUT_STATE)
+        if self._record.first_step and not self._watching.start:
+            warnings.warn(f"{self._record.holds_a_run()}: what follows is written behind its step "
+                          f"{self._record.first_step - 1}, as one run. Delete it or name another log for a run of its "
+                          "own; to go on with that one, call monitor.load_state_dict before", LogWarning,
+                          stacklevel=level_of_caller())
+            if "distance" in self._programs.tracked:
+                self._programs.drop("distance", WITHOUT_STATE)
         looked = self._watching.look(step, given, batch, due, own_draws)
         self._header()
         for number, late in looked.ended:

@@ -20,6 +20,7 @@ from hbpcompiler.errors import (
     HbpError,
     IndefiniteCurvatureWarning,
     LongCallWarning,
+    ModelError,
     UnusedParametersWarning,
 )
 from hbpcompiler.long_calls import in_words, seconds_of
@@ -209,6 +210,9 @@ class Programs:
         passes = Passes(self.model, self.loss, names, self.seed)
 
         def finish(run: Any) -> tuple[Tensor, list[Tensor | None]]:
+            if not run.loss.requires_grad:
+                raise ModelError("no trainable parameter influences the loss: it is detached, made of numbers alone, "
+                                 "or computed under torch.no_grad(), and there is no gradient to watch")
             found = torch.autograd.grad(run.loss, list(variables.values()), allow_unused=True)
             return run.loss.detach(), [None if part is None else part.detach() for part in found]
 

@@ -32,6 +32,10 @@ class Record:
         self._started = datetime.now(UTC).isoformat(timespec="seconds")
         self._has_header = False
 
+    def holds_a_run(self) -> str:
+        """The beginning of a sentence."""
+        return "the monitor's log holds a run already" if self.log is None else f"{self.log.path} holds a run already"
+
     def elapsed(self) -> float:
         """Seconds of this process."""
         return time.perf_counter() - self._began

@@ -29,3 +29,7 @@ class Case:
     """tensors that carry no derivatives in this case, though the rule could send columns there."""
     numbering: Sequence[str] = ()
     """tensors whose every entry is the number of its sample, as in torch.arange(N); one of a list: "indices.0"."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.batched, str):
+            raise TypeError(f"Case: batched must be a tuple of names, ({self.batched!r},), not {self.batched!r}")

@@ -192,6 +192,9 @@ class LossRule:
     """"increasing", if `gradient` is never negative (sums, means), "decreasing", if it is never positive: for every
     target that `check` lets pass."""
     refuse: Callable[[Op], str | None] = lambda op: None
+    doubts: Mapping[str, str] = field(default_factory=dict)
+    """By an operation that may have made its input, "aten.sigmoid", why this loss hardly is meant behind it, and what
+    to do: a warning."""
     positions: int | None = None
     """Where an axis of positions may stand, so that [p*N, *z], samples with positions merged into them, has the loss of
     the positions taken apart: 1, [N, p, *z], if elements count alike; 2, [N, C, p, *z], if axis 1 holds classes."""
@@ -202,6 +205,12 @@ class LossRule:
         if isinstance(self.reduction, str):
             raise TypeError(f"{kind}: reduction must be a function of op, lambda op: {self.reduction!r}")
         check_functions(kind, self, ["gradient", "reduction", "check"], ["each", "sample", "terms"])
+        if not {"convex", "concave"}.isdisjoint(self.order):
+            raise TypeError(f"{kind}: a LossRule's order is that of slopes, 'increasing' or 'decreasing'; 'convex' and "
+                            "'concave' are for a Rule")
+        if not isinstance(self.doubts, Mapping):
+            raise TypeError(f"{kind}: doubts must be a dict, {{'aten.sigmoid': 'why not behind it'}}, "
+                            f"not {self.doubts!r}")
         if self.positions not in (None, 1, 2):
             raise TypeError(f"{kind}: positions must be 1, 2 or None, not {self.positions!r}")
 

@@ -94,6 +94,9 @@ def _check(module: ModuleType, where: str) -> None:
     if unknown:
         raise RuleError(listing(f"{where} has rules for operations that torch does not have:", unknown,
                                 "A rule's name is that of torch.ops: torch.ops.aten.relu is 'aten.relu'."))
+    hidden = [finding for rule in rules if isinstance(rule, Rule | LossRule) for finding in hidden_arguments(rule)]
+    if hidden:
+        raise RuleError(listing(f"{where} has rules that could not read an argument:", hidden))
     findings = [finding for rule in rules if isinstance(rule, Rule) for finding in strange_arguments(rule)]
     if findings:
         raise RuleError(listing(f"{where} speaks of arguments that its operations do not have, and would never "
@@ -126,15 +129,28 @@ def unknown_operations(operations: Sequence[str]) -> Iterator[str]:
 
 def strange_arguments(rule: Rule) -> Iterator[str]:
     """What `jac_t` names and no schema of the rule's operations does; nothing where torch does not know one of them."""
+    known = _known_arguments(rule)
+    for slot in rule.jac_t:
+        if known and slot not in known:
+            yield f"{', '.join(rule.operations)} has no argument '{slot}'; it has {', '.join(known)}"
+
+
+def hidden_arguments(rule: Rule | LossRule) -> Iterator[str]:
+    """An argument that is called as the result is, which is what a rule's functions would read."""
+    if "output" in _known_arguments(rule):
+        yield (f"{', '.join(rule.operations)} has an argument 'output', and op.output is the operation's result: call "
+               "the argument otherwise, 'self', say")
+
+
+def _known_arguments(rule: Rule | LossRule) -> dict[str, None]:
+    """Those of all of the rule's operations; none where torch does not know one of them."""
     known: dict[str, None] = {}
     for operation in rule.operations:
         namespace, name, *overload = operation.split(".")
         packet = getattr(getattr(torch.ops, namespace), name, None)
         if packet is None:
-            return
+            return {}
         for own in overload or packet.overloads():
             if hasattr(packet, own):
                 known |= dict.fromkeys(argument.name for argument in getattr(packet, own)._schema.arguments)
-    for slot in rule.jac_t:
-        if slot not in known:
-            yield f"{', '.join(rule.operations)} has no argument '{slot}'; it has {', '.join(known)}"
+    return known

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.rule import NO_DERIVATIVE, Case, Factor, LossRule, Op, Pieces, Rule, Structure
+from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.functions import R
 from hbpcompiler.rule.position_columns import positionwise, some_positionwise
 from hbpcompiler.rule.unchanged import changing_nothing
@@ -28,17 +29,18 @@ from hbpcompiler.testing.farther import check_farther, check_loss_farther
 from hbpcompiler.testing.larger import check_larger
 from hbpcompiler.testing.parameters import check_parameter
 from hbpcompiler.testing.positions import check_positions
-from hbpcompiler.testing.preconditions import check_preconditions, check_way_back, saying_where
+from hbpcompiler.testing.preconditions import check_drawn, check_preconditions, check_way_back, saying_where
 from hbpcompiler.testing.sampled import check_sampled
 from hbpcompiler.testing.setting import SAMPLES, Setting
 from hbpcompiler.testing.single import check_single
 from hbpcompiler.testing.structure import check_structure, check_window
+from hbpcompiler.testing.written import check_decomposition
 
 COLUMNS = 2
 SLOPES = {"increasing": 1, "decreasing": -1}
 
 
-def check_rule(rule: Rule | LossRule) -> None:
+def check_rule(rule: Rule | LossRule | Decomposition) -> None:
     """Raise AssertionError unless every case of the rule keeps the contract.
 
     Value, shapes, adjointness, transposed Jacobians, parameter contractions, residual against double backward, the
@@ -46,11 +48,16 @@ def check_rule(rule: Rule | LossRule) -> None:
     residual with zeros among values and gradients, for one sample, column and feature, of tensors that are not
     contiguous, in float32, and at larger values too; and, for elementwise operations, torch's derivatives at zero and
     up to +-1e4, finite and accurate in float32 and bfloat16. Attributes that the cases leave at their defaults are
-    tried at another value, too.
+    tried at another value, too. Of a Decomposition: the value of what the operation is written in, and its first and
+    second derivatives by autograd.
     """
     check_preconditions(rule)
     with torch.device("cpu"):  # where cases and their makers' tensors are, whatever the default device
         for operation in rule.operations:
+            if isinstance(rule, Decomposition):
+                for case in rule.cases:
+                    check_decomposition(rule, operation, case)
+                continue
             for case in (*rule.cases, *further_cases(rule, operation)):
                 if isinstance(rule, LossRule):
                     check_loss_case(rule, operation, case)
@@ -65,8 +72,9 @@ def _forward(given: R, operation: str, case: Case) -> tuple[R, Setting, Op, str]
     """The rule, watched; one case's arguments, its operation with the value compared, its name in a failure."""
     seed_cpu(0)
     where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
-    rule = changing_nothing(saying_where(given, where), where, AssertionError)
+    rule = changing_nothing(saying_where(given, where, case), where, AssertionError)
     setting = Setting(rule, operation, case)
+    check_drawn(setting, isinstance(rule, LossRule), where)
     op = setting.op()
     assert rule.refuse(op) is None, f"{where}: the rule refuses its own case"
     close(op.output, setting.reference(), f"{where}: forward")
@@ -143,11 +151,11 @@ def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, wher
         return
     active = [name if i is None else f"{name}.{i}" for name, i in setting.inputs(names)]
     expected = hessian(setting, names, lambda output, n: (output[n] * gradient[n]).sum())
-    found = residual_matrix(rule.residual_of(op), op, active, gradient, expected.shape[-1])
+    found = residual_matrix(rule.residual_of(op), op, active, gradient, expected.shape[-1], where)
     close(found, expected, f"{where}: residual")
     residual = rule.residual_of(op)
     if isinstance(residual, Factor) and residual.some is not None:
-        found = residual_matrix(in_chunks(residual), op, active, gradient, expected.shape[-1])
+        found = residual_matrix(in_chunks(residual), op, active, gradient, expected.shape[-1], where)
         close(found, expected, f"{where}: residual, some columns at a time")
     if isinstance(residual, Factor) and residual.drawn is not None:
         close(drawn_matrix(residual, op, active, gradient, where), expected, f"{where}: residual, drawn")
@@ -160,7 +168,8 @@ def _check_residual(rule: Rule, setting: Setting, op: Op, gradient: Tensor, wher
             close(torch.diag_embed(diagonal), own, f"{where}: the residual's own block of {name}")
     for order, sign in (("convex", 1), ("concave", -1)):
         if order in rule.order:
-            positive = residual_matrix(rule.residual_of(op), op, active, sign * gradient.abs(), expected.shape[-1])
+            positive = residual_matrix(rule.residual_of(op), op, active, sign * gradient.abs(), expected.shape[-1],
+                                       where)
             assert torch.linalg.eigvalsh(positive).min() >= -1e-9, f"{where}: not {order}"
 
 
@@ -210,15 +219,30 @@ def _check_terms(rule: LossRule, setting: Setting, op: Op, where: str) -> None:
         close(torch.tensor(total / counted, dtype=torch.float64), setting.reference(), f"{where}: terms")
 
 
+def _check_reduction(rule: LossRule, op: Op, where: str) -> None:
+    """A mean or a sum; of a sum the loss of each sample is what it is alone."""
+    reduction = rule.reduction(op)
+    assert reduction in ("mean", "sum"), (
+        f"{where}: reduction says {reduction!r}; of an operation that makes one number it is 'mean' or 'sum'")
+    if reduction == "sum":
+        alone = op.bound_again(lambda tensor, sampled: tensor[:1] if sampled else tensor)
+        words = f"{where}: reduction says 'sum', and in a batch of one alone"
+        close(rule.gradient(alone), rule.gradient(op)[:1], f"{words} the gradient of l_n is another")
+        if rule.each is not None:
+            close(rule.each(alone), rule.each(op)[:1], f"{words} l_n is another")
+
+
 def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     """One case of a loss: value, per-sample gradient, terms, Hessian and the sampled Hessian's expectation."""
     rule, setting, op, where = _forward(rule, operation, case)
     if "target" in case.shapes:
         assert rule.check(op, setting.arguments["target"]) is None, f"{where}: the rule rejects its own case's target"
+    _check_reduction(rule, op, where)
     scale = SAMPLES if rule.reduction(op) == "mean" else 1
     value = setting.arguments[rule.input].clone().requires_grad_()
     (expected,) = torch.autograd.grad(setting.reference({rule.input: value}), value)
-    close(rule.gradient(op), scale * expected, f"{where}: gradient")
+    words = f"gradient of l_n, of which the loss is the {rule.reduction(op)}"
+    close(rule.gradient(op), scale * expected, f"{where}: {words}")
     check_by_position(rule, op, where)
     if rule.each is not None:
         _check_losses(rule, setting, where)
@@ -227,7 +251,7 @@ def check_loss_case(rule: LossRule, operation: str, case: Case) -> None:
     for order, sign in SLOPES.items():
         assert order not in rule.order or (sign * expected >= 0).all(), f"{where}: not {order}"
     expected_hessian = hessian(setting, [rule.input], lambda output, n: scale * output)
-    found = residual_matrix(rule.residual_of(op), op, [rule.input], None, expected_hessian.shape[-1])
+    found = residual_matrix(rule.residual_of(op), op, [rule.input], None, expected_hessian.shape[-1], where)
     close(found, expected_hessian, f"{where}: Hessian")
     check_sampled(rule, op, expected_hessian, where)
     check_loss_farther(rule, operation, case, where)

@@ -113,7 +113,7 @@ def _check_residual(rule: Rule, setting: Setting, op: Op, place: Place, gradient
     second = torch.where((second - second.mT).abs() <= 1e-9 * (1 + second.abs()), second, math.nan)
     if isinstance(residual, Factor):  # a column that is infinite is so at all of its sample's entries
         second = torch.where(second.isfinite().all(-1).all(-1)[:, None, None], second, math.nan)
-    found = residual_matrix(residual, op, active, gradient, second.shape[-1], setting.samples)
+    found = residual_matrix(residual, op, active, gradient, second.shape[-1], where, setting.samples)
     _close(found, second, f"{where}: residual")
 
 
@@ -128,7 +128,7 @@ def check_loss_farther(rule: LossRule, operation: str, case: Case, where: str) -
         (expected,) = torch.autograd.grad(setting.reference({rule.input: value}), value)
         _close(rule.gradient(op), scale * expected, f"{at}: gradient")
         second = scale * hessian(setting, [rule.input], lambda output, _: output)
-        found = residual_matrix(rule.residual_of(op), op, [rule.input], None, second.shape[-1], place.samples)
+        found = residual_matrix(rule.residual_of(op), op, [rule.input], None, second.shape[-1], at, place.samples)
         _close(found, second, f"{at}: Hessian")
         if place.scale == 1 and second.isfinite().all():
             if rule.each is not None:

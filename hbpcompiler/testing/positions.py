@@ -67,4 +67,5 @@ def check_positions(rule: LossRule, operation: str, case: Case, where: str) -> N
     (expected,) = torch.autograd.grad(setting.reference({rule.input: value}), value)
     close(rule.gradient(op), scale * expected, f"{where}: gradient")
     second = hessian(setting, [rule.input], lambda output, _: scale * output)
-    close(residual_matrix(rule.residual_of(op), op, [rule.input], None, second.shape[-1]), second, f"{where}: Hessian")
+    found = residual_matrix(rule.residual_of(op), op, [rule.input], None, second.shape[-1], where)
+    close(found, second, f"{where}: Hessian")

@@ -7,20 +7,25 @@ from functools import wraps
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hbpcompiler.errors import HbpError
 from hbpcompiler.rule import NO_DERIVATIVE, Case, LossRule, Op, Rule
+from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.functions import R, with_functions
-from hbpcompiler.rule.rule_files import strange_arguments
+from hbpcompiler.rule.rule_files import hidden_arguments, strange_arguments
+from hbpcompiler.testing.setting import Setting
 
 
 def check_preconditions(rule: Any) -> None:
-    """AssertionError for what is no rule, has no cases, or has such as its operations do not take."""
-    assert isinstance(rule, Rule | LossRule), (
-        f"check_rule takes a Rule or a LossRule, not {rule!r}: what a ModuleRule or a Decomposition makes is compared "
-        "with the model itself when it is compiled, hbp.compile(..., verify=\"full\")")
-    assert rule.cases, f"rule for {rule.operations} has no cases"
+    """AssertionError for what check_rule does not know, has no cases, or has such as its operations do not take."""
+    assert isinstance(rule, Rule | LossRule | Decomposition), (
+        f"check_rule takes a Rule, a LossRule or a Decomposition, not a {type(rule).__name__}: what a ModuleRule makes "
+        "is compared with the model itself when it is compiled, hbp.compile(..., verify=\"full\")")
+    assert rule.cases, (f"the {type(rule).__name__} for {', '.join(rule.operations)} has no cases: give it settings to "
+                        "be tried on, cases=[Case({'self': (4,)})]")
     strangers = list(strange_arguments(rule)) if isinstance(rule, Rule) else []
+    strangers += [] if isinstance(rule, Decomposition) else hidden_arguments(rule)
     assert not strangers, "; ".join(strangers)
     for case in rule.cases:
         known = {name for operation in rule.operations for overload in _packet(operation).overloads()
@@ -44,10 +49,10 @@ def _check_case(operation: str, case: Case, known: set[str]) -> None:
     """`known`: arguments of all operations that share the case, with any overload."""
     packet, overload = _packet(operation), case.overload or (*operation.split("."), "", "")[2] or "default"
     arguments = _arguments(getattr(packet, overload, None) or getattr(packet, packet.overloads()[0]))
-    own = {*case.shapes, *case.attributes, *(slot.split(".")[0] for slot in (
-        *case.constant, *case.numbering))}
+    sampled = () if case.batched == Case.batched else case.batched
+    own = {*case.shapes, *case.attributes, *(slot.split(".")[0] for slot in (*case.constant, *case.numbering))}
     where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"
-    strange = sorted(own - known)
+    strange = sorted((own | {slot.split(".")[0] for slot in sampled}) - known)
     assert not strange, (f"{where}: the case speaks of {', '.join(map(repr, strange))}, and the operation has "
                          f"{', '.join(arguments)}")
     missing = [argument.name for argument in arguments.values() if argument.name not in own
@@ -56,7 +61,38 @@ def _check_case(operation: str, case: Case, known: set[str]) -> None:
                          "give a tensor's shape in Case({...}), a number behind it, Case({...}, {name: number})")
 
 
-def saying_where(rule: R, where: str) -> R:
+def drawn_tensors(case: Case) -> str:
+    """The case's tensors as they are drawn: "self [N, 4], weight [4]"."""
+    found = []
+    for name, given in case.shapes.items():
+        for i, shape in enumerate(given if isinstance(given, list) else [given]):
+            slot = f"{name}.{i}" if isinstance(given, list) else name
+            sampled = name in case.batched or slot in case.batched
+            found.append(f"{slot} [{', '.join([*(['N'] if sampled else []), *map(str, shape)])}]")
+    return f"{', '.join(found)}, as batched={case.batched!r} says which of them begin with the sample axis N"
+
+
+def check_taken(setting: Setting, where: str) -> Tensor:
+    """Torch's own operation takes the case's tensors: what it makes of them."""
+    try:
+        return setting.reference()
+    except Exception as error:
+        raise AssertionError(f"{where}: the operation itself fails: {type(error).__name__}: {error} (the case's "
+                             f"tensors are {drawn_tensors(setting.case)}; its shapes leave that axis out)") from error
+
+
+def check_drawn(setting: Setting, loss: bool, where: str) -> None:
+    """What the operation makes of the case's tensors has a sample axis in front, or is a loss's one number."""
+    shape = list(check_taken(setting, where).shape)
+    if loss:
+        assert not shape, f"{where}: a loss is one number, and the operation makes {shape}: give the case its reduction"
+    else:
+        assert shape[:1] == [setting.samples], (
+            f"{where}: of {setting.samples} samples the operation makes {shape}, without a sample axis in front (the "
+            f"case's tensors are {drawn_tensors(setting.case)}; its shapes leave that axis out)")
+
+
+def saying_where(rule: R, where: str, case: Case) -> R:
     """The same rule; what its functions raise is an AssertionError that names function and case."""
 
     def wrap(function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -68,7 +104,8 @@ def saying_where(rule: R, where: str) -> R:
                 raise
             except Exception as error:
                 kind = "" if isinstance(error, HbpError) else f"{type(error).__name__}: "
-                raise AssertionError(f"{where}: {name} fails: {kind}{error}") from error
+                raise AssertionError(f"{where}: {name} fails: {kind}{error} (the case's tensors are "
+                                     f"{drawn_tensors(case)})") from error
 
         return said
 

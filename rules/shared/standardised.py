@@ -32,10 +32,12 @@ from hbpcompiler.rule import (
 
 from .simplex import positionwise
 
-_RESIDUAL = "residual: -(v xhat^T + xhat v^T + a E P) / (E s^2),  u = P h, a = mean(u * xhat), v = u - 3/2 a xhat"
-CENTRED = ("(h - mean(h) - xhat mean(h * xhat)) / s,  h = S * weight, xhat = (x - mean) / s;  "
+_RESIDUAL = ("residual: -(v xhat^T + xhat v^T + a E P) / (E s^2),  u = P h, a = mean(u * xhat), v = u - 3/2 a xhat, "
+             "E numbers have one mean")
+CENTRED = ("(h - mean(h) - xhat mean(h * xhat)) / s,  h = S * weight, xhat = (x - mean) / s, s = sqrt(var + eps);  "
            f"{_RESIDUAL}, P = I - 1 1^T / E")
-UNCENTRED = f"(h - xhat mean(h * xhat)) / s,  h = S * weight, xhat = x / s;  {_RESIDUAL}, P = I"
+UNCENTRED = ("(h - xhat mean(h * xhat)) / s,  h = S * weight, xhat = x / s, s = sqrt(mean(x^2) + eps);  "
+             f"{_RESIDUAL}, P = I")
 """What their rules say of columns and residuals."""
 
 

@@ -256,7 +256,8 @@ def test_dicts_and_what_prepare_makes():
                            progress=False), right)
     named = [UserDict(input=X[:2], labels=y[:2]), UserDict(input=X[2:], labels=y[2:])]  # as tokenizers give them
     compare(hbp.accumulate(compiled, named, progress=False), right)
-    with pytest.raises(hbp.InputError, match="which of these is the target"):
+    with pytest.raises(hbp.InputError, match=r"which of these is the target\? Pass prepare=lambda batch: \("
+                       r"\{'input': batch\['input'\]\}, batch\['class'\]\), say"):
         hbp.accumulate(compiled, [{"input": X, "class": y}], progress=False)
     with pytest.raises(hbp.InputError, match="not \\(X, y\\)"):
         hbp.accumulate(compiled, [X], progress=False)

@@ -13,7 +13,8 @@ from benchmarks.training import kept, page, runs
 from benchmarks.training.methods import METHODS
 from benchmarks.training.plan import Protocol, Setting, settings_in
 from benchmarks.training.runs import saved
-from benchmarks.training.tasks import TASKS
+from benchmarks.training.tasks import BASELINES, TASKS
+from benchmarks.training.tried import of_grids, of_tasks
 from tests.benchmarks.test_training_benchmark import TASK, record, run_of
 
 
@@ -47,7 +48,10 @@ def test_what_the_repository_keeps_are_runs_of_known_settings(tmp_path):
     assert kept.restore(tmp_path) >= 100
     shown = Path(kept.FILE.parents[2], "docs", "training-results.md").read_text(encoding="utf-8")
     protocol = Protocol({task: TASKS[task].methods for task in TASKS}, settings=settings)
-    for line in page.short_table(command.rows_of(protocol, tmp_path)).splitlines():
+    methods = dict.fromkeys(method for _, method in settings)
+    tables = [*of_tasks(TASKS), *of_grids([method for method in METHODS if method in methods and
+                                           method not in BASELINES] + list(BASELINES))]
+    for line in (*page.short_table(command.rows_of(protocol, tmp_path)).splitlines(), *tables):
         assert line in shown.splitlines(), line
 
 

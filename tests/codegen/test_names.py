@@ -238,3 +238,25 @@ def test_formulas_and_names_of_an_activation_agree():
     code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
     assert "density = 0.3989422804014327 * torch.exp(" in code
     assert "_squared_scaled" not in code
+
+
+class Positions(nn.Module):
+    """A copy, a view that only merges positions with samples, and rows of a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.places, self.head = nn.Parameter(torch.randn(6, 4)), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head((x + self.places[:5]).transpose(1, 2).contiguous().transpose(1, 2))
+
+
+def test_values_that_are_others_again_are_called_as_those():
+    """And rows of a parameter after the parameter."""
+    model, X, y = Positions(), torch.randn(7, 5, 4), torch.randint(3, (7, 5))
+    compiled = hbp.compile(model, lambda output, y: nn.functional.cross_entropy(output.reshape(-1, 3), y.reshape(-1)),
+                           ["grad", "diag_ggn"])
+    compiled(X, y)
+    assert not re.search(r"(?m)\w_clone\b|\w_view\b|^ +each_sample", compiled.code)
+    assert "S_head = S_loss" in compiled.code
+    assert "g_places_each_sample" in compiled.code

@@ -60,6 +60,15 @@ def test_the_text_computes_what_was_written(make):
     assert torch.equal(found, expected) if isinstance(expected, torch.Tensor) else found == expected
 
 
+@pytest.mark.parametrize(("number", "text"), [
+    (1 / 128, "x * (1 / 128)"), (1 / 3, "x * (1 / 3)"), (0.1, "x * 0.1"), (0.01, "x * 0.01"), (0.125, "x * 0.125"),
+    (2 / 3, "x * 0.6666666666666666"), (-1 / 128, "x * -0.0078125"), (1e-12, "x * 1e-12"), (5e-324, "x * 5e-324"),
+    (1.0, "x * 1.0"), (0.0, "x * 0.0")])
+def test_a_share_of_one_is_written_as_that(number, text):
+    assert printed(lambda x, y: x * number) == text
+    assert eval(text.replace("x", "1.0")) == number
+
+
 def test_a_sum_of_numbers_begins_with_its_first_term():
     writer = Writer()
     n = writer.placeholder("n")

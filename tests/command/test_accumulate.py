@@ -93,6 +93,7 @@ def test_losses_and_counts(call, tmp_path):
     (["--resume"], "no totals.pt to go on from"),
     (["--loss", "accumulated_nets:nothing"], "has no 'nothing'"),
     (["--loss", "accumulated_nets:sumed"], "has no 'sumed' (is it summed?)"),
+    (["--loss", "accumulated_nets:spec"], "has no 'spec'\n"),  # __spec__ is no suggestion
     (["-q", "batch_grad"], "do not add up"),
 ])
 def test_wrong_arguments(call, more, text):

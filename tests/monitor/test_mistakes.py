@@ -13,6 +13,15 @@ from hbpcompiler.errors import OptionError
 from hbpcompiler.monitor import Tracked
 
 
+@pytest.mark.parametrize("watch", ["observe", "step"])
+def test_a_loss_that_is_detached(watch):
+    model = nn.Linear(3, 2)
+    monitor = hbp.Monitor(model, lambda output, y: nn.functional.cross_entropy(output, y).detach(),
+                          torch.optim.SGD(model.parameters(), lr=0.1), every=1)
+    with pytest.raises(hbp.errors.ModelError, match="no trainable parameter influences the loss: it is detached"):
+        getattr(monitor, watch)(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
+
+
 def test_a_batch_that_does_not_fit_costs_no_quantity(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()

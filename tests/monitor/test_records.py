@@ -4,6 +4,7 @@ import json
 import resource
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy
@@ -116,8 +117,12 @@ def test_a_run_resumed_without_its_state_has_no_distances(tmp_path: Path) -> Non
     path, model, loss = tmp_path / "run.jsonl", chain().double(), nn.CrossEntropyLoss()
     hbp.Monitor(model, loss, None, ["loss", "distance"], 16, path).observe(*batch(5, 0))
     again = hbp.Monitor(model, loss, None, ["loss", "distance"], 1, path)
-    with pytest.warns(hbp.MonitorWarning, match="distance: the log is gone on with behind its last tracked step"):
+    with (pytest.warns(hbp.MonitorWarning, match="distance: the log is gone on with behind its last tracked step"),
+          pytest.warns(hbp.LogWarning, match=r"run.jsonl holds a run already: .*behind its step 0, as one run")):
         again.observe(*batch(5, 0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.observe(*batch(5, 1))
     run = read(path)
     assert set(run.by_step[1].values) == {"loss"}
     assert set(run.header["left_out"]) == {"distance"}

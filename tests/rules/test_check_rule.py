@@ -7,15 +7,20 @@ import torch
 from torch import nn
 
 from hbpcompiler.elementwise import attribute, elementwise, sympy, x
+from hbpcompiler.errors import RuleError
 from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, LossRule, ModuleRule, Op, Rule
 from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.registry import builtin
+from hbpcompiler.rule.rule_files import load
 from hbpcompiler.testing import check_rule
 
 SQUARE = Rule(
     ["aten.square"], forward=lambda op: op.self * op.self, jac_t={"self": lambda op, c: c * (2 * op.self).unsqueeze(1)},
     backward={"self": lambda op, g: g * 2 * op.self}, residual=Diagonal(lambda op, g: 2 * g),
     cases=[Case({"self": (4,)})])
+
+
+LINEAR = builtin().find("aten.linear", "")
 
 
 def in_place(op):
@@ -59,9 +64,19 @@ def test_a_loss_that_changes_what_it_is_given():
 
 
 @pytest.mark.parametrize(("rule", "words"), [
-    (ModuleRule(nn.Linear, lambda module, x: x), "check_rule takes a Rule or a LossRule, not ModuleRule"),
-    (Decomposition(["aten.square"], lambda self: self), "check_rule takes a Rule or a LossRule, not Decomposition"),
-    (replace(SQUARE, cases=[]), "has no cases"),
+    (ModuleRule(nn.Linear, lambda module, x: x), "takes a Rule, a LossRule or a Decomposition, not a ModuleRule: what"),
+    (Decomposition(["aten.square"], lambda self: self), "the Decomposition for aten.square has no cases: give it"),
+    (replace(SQUARE, cases=[]), "the Rule for aten.square has no cases: give it"),
+    (replace(SQUARE, cases=[Case({"self": (4,)}, batched=("input",))]),
+     "the case speaks of 'input', and the operation has self"),
+    (replace(SQUARE, cases=[Case({"self": (4,)}, batched=())]),
+     r"of 3 samples the operation makes \[4\], without a sample axis.*tensors are self \[4\], as batched=\(\)"),
+    (replace(LINEAR, cases=[Case({"input": (3,), "weight": (2, 3)}, batched=("input", "weight"))]),
+     r"the operation itself fails: Runtime.*are input \[N, 3\], weight \[N, 2, 3\], as batched=\('input', "),
+    (replace(SQUARE, jac_t={"self": lambda op, c: c[..., :2] * op.self}),
+     r"jac_t of 'self' fails: RuntimeError: .* \(the case's tensors are self \[N, 4\], as"),
+    (replace(SQUARE, jac_t={"self": lambda op, c: c * (2 * op.self).unsqueeze(1) / 0}, backward={}),
+     r"jac_t of self: (-?inf|nan) at \[0, 0, 0\], not "),
     (replace(SQUARE, operations=["aten.sqare"]), "torch has no operation aten.sqare"),
     (replace(SQUARE, cases=[Case({"slf": (4,)})]), "the case speaks of 'slf', and the operation has self"),
     (replace(SQUARE, cases=[Case({"self": (4,)}, {"alpha": 1.0})]), "the case speaks of 'alpha'"),
@@ -75,6 +90,61 @@ def test_a_loss_that_changes_what_it_is_given():
 def test_what_is_wrong_is_said(rule, words):
     with pytest.raises(AssertionError, match=words):
         check_rule(rule)
+
+
+@torch.library.custom_op("hbptests::distance", mutates_args=())
+def distance(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (output - target).square().mean()
+
+
+def test_an_argument_that_the_result_would_hide(tmp_path):
+    """op.output would be the loss itself."""
+    words = "hbptests.distance has an argument 'output', and op.output is the operation's result"
+    rule = LossRule(["hbptests.distance"], ZERO, gradient=lambda op: op.output - op.target, reduction=lambda op: "mean",
+                    cases=[Case({"output": (4,), "target": (4,)}, batched=("output", "target"))])
+    with pytest.raises(AssertionError, match=words):
+        check_rule(rule)
+    (tmp_path / "distance_rule.py").write_text(
+        "from hbpcompiler.rule import ZERO, LossRule\n"
+        "R = LossRule(['hbptests.distance'], ZERO, gradient=lambda op: op.output, reduction=lambda op: 'mean')\n")
+    with pytest.raises(RuleError, match=words):
+        load(tmp_path / "distance_rule.py")
+
+
+def test_a_text_in_the_place_of_names():
+    with pytest.raises(TypeError, match=r"batched must be a tuple of names, \('self',\), not 'self'"):
+        Case({"self": (4,)}, batched="self")
+
+
+# -- decompositions --------------------------------------------------------------------------------------------------
+
+CASES = [Case({"self": (4,)})]
+
+
+@pytest.mark.parametrize(("made", "words"), [
+    (Decomposition(["aten.sigmoid"], lambda self: 1 / (1 + torch.exp(-self)), CASES), None),
+    (Decomposition(["aten.sigmoid"], lambda self: 1 / (1 + torch.exp(self)), CASES), "function: value: off by"),
+    (Decomposition(["aten.sigmoid"], lambda self: torch.sigmoid(self.detach()), CASES),
+     "function: derivative in self: off by"),
+    (Decomposition(["aten.sigmoid"], lambda self: self.detach().sigmoid() + (
+        self - self.detach()) * (self.sigmoid() * (1 - self.sigmoid())).detach(), CASES),
+     "function: second derivative in self: off by"),
+    (Decomposition(["aten.sigmoid"], lambda self: torch.sigmoid(self.detach()), CASES, curved=torch.sigmoid),
+     "function: derivative in self: off by"),
+    (Decomposition(["aten.sigmoid"], torch.sigmoid, CASES, curved=torch.tanh), "curved: value: off by"),
+    (Decomposition(["aten.sigmoid"], lambda x, y: x, CASES), "function fails: TypeError"),
+    (Decomposition(["aten.sub.Tensor"], lambda self, other, *, alpha=1: self - other,
+                   [Case({"self": (4,), "other": (4,)}, {"alpha": 2}, ("self", "other"))]), "function: value: off by"),
+    (Decomposition(["aten.sub.Tensor"], lambda self, other, *, alpha=1: self + -alpha * other,
+                   [Case({"self": (4,), "other": (4,)}, {"alpha": by}, ("self", "other")) for by in (1, 2)]), None),
+])
+def test_a_decomposition(made, words):
+    """Value and both derivatives: the last two have an argument that torch passes by its name."""
+    if words is None:
+        check_rule(made)
+        return
+    with pytest.raises(AssertionError, match=f"{made.operations[0]} .*{words}"):
+        check_rule(made)
 
 
 @pytest.mark.parametrize(("axis", "words"), [(0, "of 5 samples"), (1, "of 4 columns")])

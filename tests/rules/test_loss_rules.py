@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hbpcompiler.rule import Op
+from hbpcompiler.rule import Case, Diagonal, LossRule, Op
 from hbpcompiler.rule.idioms import covariance_root
 from hbpcompiler.rule.registry import builtin
 from hbpcompiler.testing import check_rule
@@ -87,6 +87,31 @@ def test_covariance_root_at_extreme_logits(dtype, tolerance):
     p = p.double() / p.double().sum(1, keepdim=True)
     expected = torch.diag_embed(p) - p.unsqueeze(1) * p.unsqueeze(2)
     assert (found - expected).abs().max() < tolerance
+
+
+SINGLE = [Case({"self": (3,), "target": (3,)})]
+
+
+@pytest.mark.parametrize(("fields", "words"), [
+    ({"reduction": lambda op: "sum"}, "reduction says 'sum', and in a batch of one alone the gradient of l_n"),
+    ({"reduction": lambda op: "none"}, "reduction says 'none'; of an operation that makes one number"),
+    ({"reduction": lambda op: "average"}, "reduction says 'average'; of an operation"),
+    ({}, "gradient of l_n, of which the loss is the mean: off by"),
+])
+def test_a_reduction_that_it_is_not(fields, words):
+    """The derivatives of the mean over all that there is, which is no mean of what samples have alone, nor a sum."""
+    rule = LossRule(["aten.mse_loss"], gradient=lambda op: 2 * (op.self - op.target) / op.self.numel(),
+                    residual=Diagonal(lambda op: torch.full_like(op.self, 2 / op.self.numel())),
+                    each=lambda op: (op.self - op.target).square().sum(1) / op.self.numel(),
+                    reduction=lambda op: "mean", cases=SINGLE)
+    with pytest.raises(AssertionError, match=words):
+        check_rule(replace(rule, **fields))
+
+
+def test_losses_have_the_order_of_slopes_alone():
+    rule = builtin().find("aten.mse_loss", "")
+    with pytest.raises(TypeError, match="a LossRule's order is that of slopes"):
+        replace(rule, order=("convex",))
 
 
 @pytest.mark.parametrize("terms", [None, lambda op, target: 7, lambda op, target: target.numel()])

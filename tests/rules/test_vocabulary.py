@@ -31,7 +31,7 @@ from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.registry import builtin, with_rules
 from hbpcompiler.testing import check_rule
 
-NAMES = 60
+NAMES = 61
 KINDS = (Rule, LossRule, Contraction, Case, Window, Selection, ModuleRule, Decomposition)
 
 
@@ -114,7 +114,7 @@ def test_of_an_operation_without_a_formula_there_is_none():
         return (x * 4).round() / 4
 
     check_rule(Rule(["hbp_tests.in_quarters"], ZERO, jac_t=NO_DERIVATIVE, structure=Structure.SELECTION,
-                    forward=lambda op: (op.x * 4).round() / 4, cases=[Case({"x": (4,)})]))
+                    forward=lambda op: (op.x * 4).round() / 4, cases=[Case({"x": (4,)}, batched=("x",))]))
 
 
 def test_of_an_unknown_operation_it_does():

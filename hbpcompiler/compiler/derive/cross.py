@@ -138,7 +138,7 @@ def widen(backward: Backward, step: Widen) -> None:
         columns = over(root, value) * rows
     else:
         size = math.prod(step.operation.output.sample_shape)
-        columns = born(backward, step, root, unit_vectors(backward, size, root))
+        columns = born(backward, step, root, unit_vectors(backward, step, size, root))
     backward.arrive(value, step.into, columns)
 
 
@@ -154,9 +154,10 @@ def root_of(backward: Backward, step: Widen) -> Any:
     return backward.rounded(diagonal.abs().sqrt(), value, step.into)
 
 
-def unit_vectors(backward: Backward, size: int, like: Any) -> Any:
-    """e_k as rows [size, size], of the dtype and on the device of `like`."""
-    return otherwise_named(backward.writer.call(torch.eye, size, dtype=like.dtype, device=like.device), "identity")
+def unit_vectors(backward: Backward, step: Widen, size: int, like: Any) -> Any:
+    """e_k as rows [size, size] at the operation's output, of the dtype and on the device of `like`."""
+    unit = backward.writer.call(torch.eye, size, dtype=like.dtype, device=like.device)
+    return otherwise_named(unit, f"identity_{backward.matched.names[step.operation.name]}")
 
 
 def over(root: Any, value: Value) -> Any:
@@ -169,10 +170,12 @@ def over(root: Any, value: Value) -> Any:
 def born(backward: Backward, step: Widen, root: Any, unit: Any) -> Any:
     """Columns [N, K, *in] from roots [N, K] and unit vectors [K, out flattened]."""
     outer, jac_t = step.operation.output.sample_shape, backward.jac_t(step.operation, step.slot)
+    value = step.operation.tensors[step.slot]
     if _same_for_all(backward, step.operation, step.slot):
         # Once for all samples.
-        rows = otherwise_named(jac_t(unit.unsqueeze(0).reshape(1, -1, *outer)), "jacobian_rows")
-        return over(root, step.operation.tensors[step.slot]) * rows
+        rows = jac_t(unit.unsqueeze(0).reshape(1, -1, *outer))
+        otherwise_named(rows, f"jacobian_{backward.matched.names[value.name]}")
+        return over(root, value) * rows
     scaled = root.unsqueeze(-1) * unit
     return jac_t(scaled.reshape(scaled.shape[0], -1, *outer))
 

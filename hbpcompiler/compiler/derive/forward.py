@@ -79,7 +79,8 @@ class _Derivation:
         for operation in self.source.operations:
             with self.writer.block(title(operation), "forward"):
                 self._forward(operation, operation.name in crossed)
-        backward = backward_pass(self.matched, self.plan, self.writer, self.ops, self.batch)
+        written = replace(self.matched, names=self._as_written())
+        backward = backward_pass(written, self.plan, self.writer, self.ops, self.batch)
         backward.weights, backward.arguments = weights, self.arguments
         backward.parameters = {value.key: self.proxies[value.name] for value in self.source.state}
         backward.bounds, backward.bases_of = bounds, bases
@@ -166,6 +167,11 @@ class _Derivation:
         self.saved[operation.name] = {
             key: named(proxy, f"{self.names[operation.name]}_{key}") for key, proxy in saved.items()
         }
+
+    def _as_written(self) -> Mapping[str, str]:
+        """What values are called where they have a line: what is but another value again, a copy, as that value."""
+        return {**self.names, **{name: meta.hint(proxy.node) for name, proxy in self.proxies.items()
+                                 if meta.hint(proxy.node)}}
 
     def _is_about(self, rule: AnyRule, operation: Operation) -> bool:
         """Whether a rule does not refuse the operation, which it may where no derivative goes: its forward may say less

@@ -27,7 +27,7 @@ def walk_local_tail(backward: Backward, step: LocalTail) -> None:
     """Walk the rest of a piece's way in a loop over samples and, inside it, one over positions."""
     roots, widens = root_of(backward, step.widen), [own for own in step.steps if isinstance(own, Widen)]
     rest = [own for own in step.steps if not isinstance(own, Widen)]
-    unit = unit_vectors(backward, step.piece.columns, roots)
+    unit = unit_vectors(backward, step.widen, step.piece.columns, roots)
     name = PREFIX[step.piece.stream]
 
     def body(part: Part) -> None:

@@ -268,8 +268,11 @@ def _refusals(operation: Operation, rule: AnyRule, active: AbstractSet[str]) -> 
         findings.append(f"{where}: {reason}")
         return findings
     if isinstance(rule, LossRule):
-        if rule.reduction(op) == "none":
+        reduction = rule.reduction(op)
+        if reduction == "none":
             findings.append(f"{where}: reduction='none' gives no single loss; use 'mean' or 'sum'")
+        elif reduction not in ("mean", "sum"):
+            findings.append(f"{where}: the rule's reduction says {reduction!r}, and must say 'mean', 'sum' or 'none'")
         if any(value.name in active for slot, value in operation.tensors.items() if slot != rule.input):
             findings.append(f"{where}: its rule knows derivatives in '{rule.input}' alone, but another argument "
                             "depends on trainable parameters, and it cannot be taken apart; write the loss out, or "

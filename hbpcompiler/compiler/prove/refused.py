@@ -65,5 +65,7 @@ def _described(line: Comparison) -> str:
         return f"{what}: the program's shape is {line.shapes}"
     if line.lost and line.error == math.inf:
         return f"{what}: {line.lost} of the model's own numbers are infinite or NaN, the program's are others"
+    if line.error == math.inf:
+        return f"{what}: infinite or NaN in the program, where the model's own numbers are finite"
     return (f"{what}: off by {line.error:.2g}, where the largest number is {line.largest:.2g} and rounding explains "
             f"{line.allowed:.1g}{f' ({line.how})' if line.how else ''}")

@@ -190,9 +190,9 @@ def _run(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, samples: i
             raise
         except Exception as error:
             given = _described(batch.layout.labels, batch.inputs)
+            advised = of_inputs(str(error), batch, model.forward, type(model).__qualname__)
             raise BatchDoesNotFitError(f"X does not go through the model. {given}. {_tried(samples)} {reason(error)}"
-                                       f"{_at(place_of_error(model, error))}"
-                                       f"{of_inputs(str(error), batch, type(model).__qualname__)}") from error
+                                       f"{_at(place_of_error(model, error))}{advised}") from error
         try:
             outputs, structure = take_apart(output, leave_out=True)
         except StrangerError:

@@ -352,7 +352,7 @@ def test_an_infinite_slope_that_meets_a_zero_one():
     model = nn.Sequential(nn.Linear(4, 5), Squared(), Turned(), nn.Linear(5, 3))
     nn.init.constant_(model[0].bias, 400.0)
     text = refusal(model)
-    assert "off by inf" in text
+    assert "infinite or NaN in the program, where the model's own numbers are finite" in text
     assert "An infinite slope (sqrt" in text
 
 

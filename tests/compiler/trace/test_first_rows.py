@@ -1,5 +1,6 @@
 """The run before tracing takes the user's own rows, and nothing of the user's changes in it."""
 
+import re
 import warnings
 
 import pytest
@@ -109,6 +110,29 @@ def test_probabilities_in_place_of_logits_are_said():
         warnings.simplefilter("error", hbp.LossWarning)
         hbp.compile(nn.Sequential(two, nn.LogSoftmax(1)), quantities=["grad"])(x, y)
         hbp.compile(model, lambda p, t: F.nll_loss(p.log(), t), ["grad"])(x, y)
+
+
+@pytest.mark.parametrize(("end", "loss", "words"), [
+    (nn.Sigmoid(), nn.BCEWithLogitsLoss(), r"follows aten.sigmoid in module '1' \(Sigmoid\), .*leave the sigmoid out"),
+    (nn.Sequential(nn.Sigmoid(), nn.Unflatten(1, (1, 2)), nn.Flatten()), nn.BCEWithLogitsLoss(), "aten.sigmoid"),
+    (nn.Identity(), lambda p, t: F.binary_cross_entropy_with_logits(p.sigmoid(), t), "aten.sigmoid in the loss"),
+    (nn.Sigmoid(), nn.CrossEntropyLoss(), "follows aten.sigmoid"),
+    (nn.Identity(), nn.NLLLoss(), "no logarithms of probabilities.*nn.LogSoftmax"),
+    (nn.Softmax(1), F.nll_loss, "no logarithms of probabilities"),
+    (nn.Tanh(), nn.BCEWithLogitsLoss(), None), (nn.Sigmoid(), nn.BCELoss(), None), (nn.LogSoftmax(1), F.nll_loss, None),
+    (nn.LogSigmoid(), nn.BCEWithLogitsLoss(), None),
+])
+def test_what_a_loss_hardly_is_meant_behind_is_said(end, loss, words):
+    x, model = torch.randn(4, 3), nn.Sequential(nn.Linear(3, 2), end)
+    of_classes = isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss) or loss is F.nll_loss
+    y = torch.tensor([0, 1, 1, 0]) if of_classes else torch.rand(4, 2)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", hbp.LossWarning)
+        hbp.compile(model, loss, ["grad"])(x, y)
+    found = [str(warning.message) for warning in said if warning.category is hbp.LossWarning]
+    assert bool(found) == (words is not None), found
+    if words is not None:
+        assert re.search(words, found[0]), found
 
 
 def test_a_forgotten_loss_is_said():

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import reduce
 from types import MethodType
 from typing import Any
 
@@ -105,6 +106,11 @@ def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> T
             for own in sizes:
                 own[axis] = longest
     return input.expand(sizes[0]).gather(place, indices.expand(sizes[1]))
+
+
+def _multi_dot(tensors: Sequence[Tensor]) -> Tensor:
+    """In place of torch's own, which takes its order from the sizes, and so fixes the batch's."""
+    return reduce(torch.matmul, tensors)
 
 
 def _of_plain_targets(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -242,6 +248,13 @@ def _losses_of_plain_targets() -> Iterator[None]:
 
 
 @contextmanager
+def _lengths_unread() -> Iterator[None]:
+    with replaced(torch, "take_along_dim", _take_along_dim), replaced(Tensor, "take_along_dim", _take_along_dim), \
+            replaced(torch.linalg, "multi_dot", _multi_dot):
+        yield
+
+
+@contextmanager
 def plain_ways() -> Iterator[None]:
     """Meanwhile torch's own modules take none of their fast ways, which are chosen by values or make nested tensors;
     inference_mode() is no_grad(), and checkpoints keep everything."""
@@ -250,8 +263,7 @@ def plain_ways() -> Iterator[None]:
     try:
         with replaced(transformer, "_detect_is_causal_mask", _is_said_to_be_causal), \
                 replaced(checkpoint.CheckpointFunction, "apply", _without_checkpoint), \
-                replaced(torch, "take_along_dim", _take_along_dim), \
-                replaced(Tensor, "take_along_dim", _take_along_dim), \
+                _lengths_unread(), \
                 replaced(torch, "einsum", einsum_with_layers(torch.einsum)), \
                 _losses_of_plain_targets(), replaced(torch._C._nn, "soft_margin_loss", _soft_margin_loss), \
                 replaced(torch, "margin_ranking_loss", _margin_ranking_loss), \

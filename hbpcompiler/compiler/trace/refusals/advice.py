@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -21,11 +22,14 @@ OF_SIZES = ("A function of math's or numpy's of them is that of a tensor, output
 
 
 def unlikely(loss: Callable[..., Tensor], output: Any, target: Any) -> str:
-    """What is said of a loss that hardly is the one that is meant: the default, where another was forgotten, and any
-    cross-entropy of probabilities."""
-    if _is_cross_entropy(loss) and isinstance(output, Tensor) and _are_probabilities(output):
+    """What is said of a loss that hardly is the one that is meant: the default, where another was forgotten, any
+    cross-entropy of probabilities, and nll_loss of what is no logarithm of some."""
+    if _is(loss, nn.CrossEntropyLoss, F.cross_entropy) and isinstance(output, Tensor) and _are_probabilities(output):
         return ("the model's outputs are probabilities, as of a softmax at its end, and cross-entropy takes logits, of "
                 "which it makes probabilities itself: leave the softmax out")
+    if _is(loss, nn.NLLLoss, F.nll_loss) and isinstance(output, Tensor) and not _are_logarithms(output):
+        return ("the model's outputs are no logarithms of probabilities of classes, and nll_loss takes those: end the "
+                "model with nn.LogSoftmax(1), or let it return logits and the loss be nn.CrossEntropyLoss()")
     if type(loss) is not nn.CrossEntropyLoss or not isinstance(output, Tensor) or not isinstance(target, Tensor):
         return ""
     if output.dim() > 1 and output.shape[1] == 1:
@@ -41,8 +45,8 @@ def unlikely(loss: Callable[..., Tensor], output: Any, target: Any) -> str:
     return ""
 
 
-def _is_cross_entropy(loss: Any) -> bool:
-    return type(loss) is nn.CrossEntropyLoss or getattr(loss, "func", loss) is F.cross_entropy
+def _is(loss: Any, module: type[nn.Module], function: Callable[..., Tensor]) -> bool:
+    return type(loss) is module or getattr(loss, "func", loss) is function
 
 
 def _are_probabilities(output: Tensor) -> bool:
@@ -51,6 +55,13 @@ def _are_probabilities(output: Tensor) -> bool:
         return False
     rounding = (8 + output.shape[1]) * torch.finfo(output.dtype).eps
     return bool((output >= 0).all()) and bool(((output.sum(1) - 1).abs() <= rounding).all())
+
+
+def _are_logarithms(output: Tensor) -> bool:
+    """Whether those of all classes may be logarithms of probabilities; true of what is not told at all."""
+    if output.dim() < 2 or not output.numel() or not output.is_floating_point():
+        return True
+    return bool(((output.float().exp().sum(1) - 1).abs() <= PROBABILITY).all())
 
 
 def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
@@ -93,8 +104,9 @@ def advice(text: str, batch: Batch, made: str = "", part: str = "") -> str:
     return ""
 
 
-def of_inputs(text: str, batch: Batch, model: str) -> str:
-    """What to write where a model, of this class, does not take these inputs: whole numbers, too many or too few."""
+def of_inputs(text: str, batch: Batch, forward: Callable[..., Any], model: str) -> str:
+    """What to write where a model, of this class, does not take these inputs: whole numbers, too many or too few, or
+    names that are none of forward's."""
     whole = [label for label, tensor in zip(batch.layout.labels, batch.inputs, strict=False)
              if not (tensor.is_floating_point() or tensor.is_complex())]
     if whole and ("same dtype" in text or "expected scalar type" in text or "should be the same" in text):
@@ -102,6 +114,9 @@ def of_inputs(text: str, batch: Batch, model: str) -> str:
         return f"; pass {numbers}, or .double() for a model in double precision"
     if f"{model}.forward() missing" in text:
         return "; several inputs are a tuple, compiled((x1, x2), y), or a dict of forward's arguments by name"
+    if f"{model}.forward() got an unexpected keyword" in text:
+        names = ", ".join(inspect.signature(forward).parameters)
+        return f"; a dict holds forward's arguments by their names, {names}; a target is the last argument of the call"
     if f"{model}.forward() takes" in text:
         return "; all arguments of a call but the last one, the target, are inputs of the model"
     if (found := re.search(r"cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)", text)) is not None:

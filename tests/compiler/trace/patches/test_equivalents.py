@@ -205,3 +205,16 @@ def test_what_calls_make_is_kept_where_layers_are_alike(layers, kept):
     with right_shapes(nn.Sequential(*[nn.Linear(4, 4) for _ in range(layers)])):
         assert FakeTensorMode().cache_enabled is (kept and before)
     assert fake_tensors.fake_tensor_cache_enabled is before
+
+
+def test_a_product_of_several_matrices():
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Parameter(torch.randn(3, 4)), nn.Parameter(torch.randn(4, 2))
+
+        def forward(self, x):
+            return torch.linalg.multi_dot([x, self.first, self.second])
+
+    torch.manual_seed(0)
+    check(Several().double(), nn.CrossEntropyLoss(), (torch.randn(5, 3, dtype=torch.float64),), torch.randint(2, (5,)))
