@@ -91,6 +91,31 @@ def test_derivatives_keep_their_digits_towards_zero(name, dtype):
     torch.testing.assert_close(found.diag_h["bias"].double(), second, rtol=slack, atol=slack)
 
 
+LARGE = (1e11, 1e14, 1e17, 2e19)
+AT_LARGE = {
+    "a Gaussian": lambda h: torch.exp(-(h**2)),
+    "GELU by erf": lambda h: 0.5 * h * (1 + torch.erf(h * 0.5**0.5)),
+    "a bounded square": lambda h: 1 - 1 / (1 + h**2),
+    "a root of a product": lambda h: torch.sqrt(h.abs() * torch.sqrt(1 + h.abs()) + 0.1),
+}
+
+
+@pytest.mark.parametrize("name", AT_LARGE)
+def test_squares_that_overflow_leave_derivatives_finite(name):
+    """Slopes that sympy multiplies out hold 0 times an infinite square, which is NaN, where torch has a number."""
+    model = Joined(AT_LARGE[name])
+    compiled = hbp.compile(model, total, ["grad", "diag_h"])
+    ones = torch.ones(1, 2 * len(SIZES))
+    compiled(torch.linspace(-1, 1, 2 * len(SIZES)).unsqueeze(0), ones)
+    X = ones.clone()
+    X[0, : 2 * len(LARGE)] = torch.tensor([*LARGE, *(-size for size in LARGE)])
+    found = compiled(X, ones)
+    first, second = by_torch(model.double(), X.double())
+    slack = 100 * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(found.grad["bias"].double(), first, rtol=slack, atol=1e-30)
+    torch.testing.assert_close(found.diag_h["bias"].double(), second, rtol=slack, atol=1e-30)
+
+
 def test_squares_that_overflow_divide_nothing():
     """The slope of x / (1 + |x|) is 1 / (1 + |x|)^2, whose square is infinite from 1.8e19 on in float32."""
     model = Joined(F.softsign)
