@@ -39,16 +39,17 @@ def tied_rows(backward: Backward, step: TiedRows) -> None:
 def _both(backward: Backward, step: TiedRows) -> Op:
     """The tensors that `RowsOfBoth` reads: columns and index of the rows, columns and operand of the product."""
     index, operands = [], []
-    for use in step.looked_up:
+    multiplied = [use for use in step.uses if use.contraction.index is None]
+    for use in step.closed:
         assert use.contraction.index is not None
         found = use.contraction.index(backward.ops[use.operation.name])
         index.append(found if use.site.has_positions else found.unsqueeze(1))
-    for use in step.multiplied:
+    for use in multiplied:
         assert use.contraction.operand is not None
         operands.append(positions_at(use.contraction.operand(backward.ops[use.operation.name]), use.site.letters[1], 1))
     tensors: dict[str, Any] = {
-        "output": joined_columns(backward, step.looked_up, step.piece), "places": _beside(index, 1),
-        "multiplied": joined_columns(backward, step.multiplied, step.piece), "operand": _beside(operands, 1)}
+        "output": joined_columns(backward, step.closed, step.piece), "places": _beside(index, 1),
+        "multiplied": joined_columns(backward, multiplied, step.piece), "operand": _beside(operands, 1)}
     return Op(tensors, {}, dict.fromkeys(tensors, ()), batched=frozenset(tensors))
 
 

@@ -188,18 +188,9 @@ class TiedRows(Tied):
     what the looked-up rows add to these."""
 
     @property
-    def looked_up(self) -> tuple[Close, ...]:
+    def closed(self) -> tuple[Close, ...]:
         """The uses with an index."""
         return tuple(use for use in self.uses if use.contraction.index is not None)
-
-    @property
-    def multiplied(self) -> tuple[Close, ...]:
-        """The others."""
-        return tuple(use for use in self.uses if use.contraction.index is None)
-
-    @property
-    def closed(self) -> tuple[Close, ...]:
-        return self.looked_up
 
 
 @dataclass(frozen=True)
