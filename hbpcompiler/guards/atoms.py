@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import sys
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ import torch
 _STDLIB = sysconfig.get_path("stdlib")
 _INSTALLED = str(Path(torch.__file__).parents[1])
 _OURS = str(Path(__file__).parents[1])  # somewhere else in a checkout that is installed with -e
-_LIBRARIES = tuple({_STDLIB, _INSTALLED, _OURS, *(sysconfig.get_path(name) for name in ("purelib", "platlib"))})
+
+
+def folders_of_packages(paths: Iterable[str]) -> set[str]:
+    """Those of `paths` that packages are installed in: an environment's own, the system's that it sees besides, and the
+    user's (`pip install --user`)."""
+    return {path for path in paths if Path(path).name in ("site-packages", "dist-packages")}
+
+
+_LIBRARIES = tuple({_STDLIB, _INSTALLED, _OURS, *(sysconfig.get_path(name) for name in ("purelib", "platlib")),
+                    *folders_of_packages(sys.path)})
 EXACT = (bool, int, str, bytes, type(None), type(...), range, torch.dtype, torch.device, torch.layout,
          torch.memory_format, torch.Size)
 """Values that are told apart by type and equality."""

@@ -35,8 +35,11 @@ MISREAD = aten.nll_loss.default
 """Of reduction="none" torch's table of decompositions reads the number as another argument's."""
 VIEWS = frozenset({aten.view, aten._unsafe_view})
 """Views that a graph without copies cannot always have: where memory lies otherwise, they are a copy."""
-WITH_COPIES = dict.fromkeys(VIEWS, aten.reshape)
-"""What takes their place: a later batch may lie otherwise than the one that was traced."""
+WITH_COPIES: dict[Any, Any] = {aten.view.default: aten.reshape, aten._unsafe_view.default: aten.reshape}
+"""What takes the place of those of a shape: a later batch may lie otherwise than the one that was traced."""
+READ_IN_ORDER = frozenset({aten.view_as_complex.default, aten.view.dtype})
+"""Views that take what lies side by side in memory for one number: programs make no copies that a model asked for only
+to have numbers in order."""
 SCATTER, CAST = aten.scatter.src, aten._to_copy.default
 """By what torch.vmap puts values into places, and makes a tensor of a number."""
 

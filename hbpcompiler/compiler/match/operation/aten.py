@@ -10,7 +10,7 @@ import torch
 
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.rule.registry import Registry
-from hbpcompiler.rules.shared.torch_operations import WITH_COPIES
+from hbpcompiler.rules.shared.torch_operations import READ_IN_ORDER, WITH_COPIES
 
 OURS = ("parameter", "derived", "fused")
 """The namespaces of operations that torch does not know: parameters' values, derived rules, what `fuse` joins."""
@@ -29,6 +29,11 @@ def is_own(operation: Operation) -> bool:
     """Whether rule files of this library define the operation, for torch too: no program may call it, so that it is
     written in others, or as its rule has it, whether derivatives pass it or not."""
     return operation.target.startswith(f"{NAMESPACE}.")
+
+
+def is_users(operation: Operation) -> bool:
+    """Whether neither torch nor this library brings the operation: its kernel may read memory in order."""
+    return is_torchs(operation) and not operation.target.startswith(("aten.", "prims.", f"{NAMESPACE}."))
 
 
 def is_pointwise(operation: Operation) -> bool:
@@ -59,18 +64,20 @@ def packet_of(operation: Operation) -> Any:
 
 def callee(operation: Operation) -> Any:
     """What a program calls in its place, under its name without overload: batches may lie otherwise than the first."""
-    packet = packet_of(operation)
-    return WITH_COPIES.get(packet, packet)
+    return WITH_COPIES.get(overload_of(operation), packet_of(operation))
 
 
 def call(operation: Operation, run: Callable[..., Any], tensor: Callable[[str], Any],
          other: Callable[[Any], Any] = lambda item: item) -> Any:
     """`run(*arguments)` in the schema's order, tensors by slot; of several results the operation's own."""
+    in_order = overload_of(operation) in READ_IN_ORDER or is_users(operation)
 
     def argument(item: Any) -> Any:
         if isinstance(item, list):
             return [argument(part) for part in item]
-        return tensor(item) if isinstance(item, str) and item in operation.tensors else other(item)
+        if not (isinstance(item, str) and item in operation.tensors):
+            return other(item)
+        return tensor(item).contiguous() if in_order else tensor(item)
 
     positional, keywords = [], {}
     schema = overload_of(operation)._schema

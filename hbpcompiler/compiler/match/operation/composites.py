@@ -41,7 +41,7 @@ def composite(name: str, operations: Sequence[Operation], inputs: Mapping[str, V
             return known[operation.tensors[slot].name]
 
         def run(*positional: Any, operation: Operation = operation, **keywords: Any) -> Any:
-            target, (positional, keywords) = aten.packet_of(operation), _short(operation, positional, keywords)
+            target, (positional, keywords) = aten.callee(operation), _short(operation, positional, keywords)
             if not any(isinstance(item, list) and any(part is None for part in item) for item in positional):
                 target = _public(target)  # an index of None is what only torch.ops takes
             return tracer.create_proxy("call_function", target, positional, keywords)
