@@ -89,7 +89,7 @@ def refused(kind, standard, *words, model=None, tensors=()):
         ({"memory_budget": "0GiB"}, ValueError, ["memory_budget", "'0GiB'"]),
         ({"memory_budget": 1.5}, TypeError, ["memory_budget", "1.5"]),
         ({"rules": "rule.py"}, TypeError, ["rules", "'rule.py'", "list"]),
-        ({"rules": [3]}, TypeError, ["rules", "3"]),
+        ({"rules": [3]}, TypeError, ["rules", "int"]),
         ({"rules": ["nowhere/rule.py"]}, ValueError, ["rules", "nowhere/rule.py", "not a Python file"]),
         ({"example_inputs": torch.zeros(2, 4)}, TypeError, ["example_inputs", "(X, y)", "Tensor"]),
         ({"example_inputs": (torch.zeros(2, 4),)}, TypeError, ["example_inputs", "(X, y)", "length 1"]),
