@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+import tests.custom_op  # noqa: F401  # its operations
 
 
 def mlp():

@@ -150,7 +150,7 @@ def add_products_by_index_(total: Tensor, x: Tensor, z: Optional[Tensor], index:
 
 
 @idiom
-def mirror_(total: Tensor, block: int = 128) -> Tensor:
+def mirror_(total: Tensor, block: int = 64) -> Tensor:
     """What is below the diagonal becomes what is above it: in strips that stay in cache, each turned where it is alone,
     as numbers that lie a power of two apart in memory push one another out."""
     for first in range(0, total.shape[0], block):
