@@ -46,7 +46,7 @@ WAYS = {
     "the file of a large network": hbp.Limits(listed_parameters=0, shared_statements=1),
     "the file of a large network, in tails": hbp.Limits(listed_parameters=0, shared_statements=1, **IN_TAILS),
     "kernels for one sample": hbp.Limits(native_image_numbers=0, route_times=((NativeProduct.name, 0),)),
-    **{f"route {name}": hbp.Limits(route_times=((name, 0),), half_rows=2) for name in ROUTE_NAMES},
-    **{f"route in tails {name}": hbp.Limits(route_times=((name, 0),), half_rows=2, **IN_TAILS)
+    **{f"route {name}": hbp.Limits(route_times=((name, 0),), half_rows=2, half_columns=0) for name in ROUTE_NAMES},
+    **{f"route in tails {name}": hbp.Limits(route_times=((name, 0),), half_rows=2, half_columns=0, **IN_TAILS)
        for name in ROUTE_NAMES},
 }

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.program.products import add_product_, onednn_add_product_, product_over_pixels
+from hbpcompiler.compiler.program.products import (
+    add_product_,
+    onednn_add_product_,
+    onednn_linear,
+    product_over_pixels,
+)
 from hbpcompiler.rule.idioms import idiom
 
 
@@ -31,14 +36,11 @@ def gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, o
 @idiom
 def onednn_gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, over: int = 1,  # noqa: UP045
                     kept: float = 1.0) -> Tensor:
-    """total = kept * total + sum of x x^T over all axes but one, / over, by oneDNN, in blocks that stay in cache."""
-    block = max(64, 1048576 // max(1, total.shape[0]))
+    """total = kept * total + sum of x x^T over all axes but one, / over, by oneDNN."""
     samples = max(1, x.shape[0] if chunk is None else chunk)
     for first in range(0, max(1, x.shape[0]), samples):
         rows = x[first : first + samples].movedim(axis, 0).flatten(1).contiguous()
-        for top in range(0, total.shape[0], block):
-            onednn_add_product_(total[top : top + block], rows[top : top + block], rows,
-                                1.0 / max(1, over), kept if first == 0 else 1.0)
+        onednn_add_product_(total, rows, rows, 1.0 / max(1, over), kept if first == 0 else 1.0)
     return total
 
 
@@ -162,18 +164,47 @@ def mirror_(total: Tensor, block: int = 64) -> Tensor:
     return total
 
 
-@idiom
-def half_gram(rows: Tensor, others: Optional[Tensor] = None, block: int = 256, over: int = 1) -> Tensor:  # noqa: UP045
-    """rows @ rows.t() / over, or rows @ others.t() where that is symmetric: half of it is made, and mirrored."""
-    total = rows.new_empty((rows.shape[0], rows.shape[0]))
-    return mirror_(add_gram_(total, rows, others, block, over, 0.0))
+def _half_on_meta(x: Any, others: Any = None, axis: int = 0, chunk: int | None = None, block: int = 256, over: int = 1,
+                  fewest: int = 0) -> Any:
+    """As for many columns, all at once: what is predicted grows as a polynomial with them."""
+    rows = x.movedim(axis, 0).flatten(1)
+    return mirror_(add_gram_(x.new_empty((rows.shape[0], rows.shape[0])), rows, None, block, over, 0.0))
 
 
-@idiom
-def onednn_half_gram(rows: Tensor, others: Optional[Tensor] = None, block: int = 256, over: int = 1) -> Tensor:  # noqa: UP045
-    """rows @ rows.t() / over, or rows @ others.t() where that is symmetric, half of it made by oneDNN, and mirrored."""
-    total = rows.new_empty((rows.shape[0], rows.shape[0]))
-    return mirror_(onednn_add_gram_(total, rows, others, block, over, 0.0))
+@idiom(on_meta=_half_on_meta)
+def half_gram(x: Tensor, others: Optional[Tensor] = None, axis: int = 0, chunk: Optional[int] = None,  # noqa: UP045
+              block: int = 256, over: int = 1, fewest: int = 0) -> Tensor:
+    """`gram` of x, or of x and others where that is symmetric: half of it is made, and mirrored.
+
+    All of it from fewer columns than `fewest`: their product takes less time than to mirror does.
+    """
+    size = x.shape[axis]
+    total = x.new_empty((size, size))
+    whole = x.numel() < fewest * size
+    samples = max(1, x.shape[0] if chunk is None or whole else chunk)
+    for first in range(0, max(1, x.shape[0]), samples):
+        rows = x[first : first + samples].movedim(axis, 0).flatten(1)
+        right = rows if others is None else others[first : first + samples].movedim(axis, 0).flatten(1)
+        add_gram_(total, rows, right, size if whole else block, over, 0.0 if first == 0 else 1.0)
+    return total if whole else mirror_(total)
+
+
+@idiom(on_meta=_half_on_meta)
+def onednn_half_gram(x: Tensor, others: Optional[Tensor] = None, axis: int = 0,  # noqa: UP045
+                     chunk: Optional[int] = None, block: int = 256, over: int = 1, fewest: int = 0) -> Tensor:  # noqa: UP045
+    """`half_gram` by oneDNN."""
+    size = x.shape[axis]
+    if 0 < x.numel() < fewest * size:
+        scale = over**-0.5  # of both, which keeps it symmetric to the bit
+        rows = x.movedim(axis, 0).flatten(1) * scale
+        return onednn_linear(rows, rows if others is None else others.movedim(axis, 0).flatten(1) * scale)
+    total = x.new_empty((size, size))
+    samples = max(1, x.shape[0] if chunk is None else chunk)
+    for first in range(0, max(1, x.shape[0]), samples):
+        rows = x[first : first + samples].movedim(axis, 0).flatten(1)
+        right = None if others is None else others[first : first + samples].movedim(axis, 0).flatten(1)
+        onednn_add_gram_(total, rows, right, block, over, 0.0 if first == 0 else 1.0)
+    return mirror_(total)
 
 
 @idiom

@@ -49,14 +49,24 @@ def add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: 
 
 @idiom
 def onednn_add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: float = 1.0) -> Tensor:
-    """`add_product_` by `onednn_linear`."""
-    if total.dtype != x.dtype or x.shape[1] == 0:
+    """`add_product_` by `onednn_linear`, a block of rows at a time, whose product stays in cache.
+
+    Of few columns by BLAS, which writes into the total: a product beside it takes longer than what oneDNN gains.
+    """
+    if total.dtype != x.dtype or x.shape[1] < 256:
         return add_product_(total, x, y, scale, kept)
-    product = onednn_linear(x, y)
-    if kept != 0.0:
-        return total.add_(product, alpha=scale)
-    total.copy_(product)
-    return total if scale == 1.0 else total.mul_(scale)
+    right = y if y.is_contiguous() or y.t().is_contiguous() else y.contiguous()
+    block = max(64, 1048576 // max(1, total.shape[1]))
+    for first in range(0, total.shape[0], block):
+        rows = total[first : first + block]
+        product = onednn_linear(x[first : first + block], right)
+        if kept != 0.0:
+            rows.add_(product, alpha=scale)
+        else:
+            rows.copy_(product)
+            if scale != 1.0:
+                rows.mul_(scale)
+    return total
 
 
 def _products_on_meta(squares: Any, sums: Any, x: Any, y: Any, block: int, kept: float = 1.0) -> Any:

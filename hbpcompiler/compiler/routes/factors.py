@@ -95,7 +95,7 @@ class HalfColumnFactor(ColumnFactor):
     """B by blocks of rows: what lies below the diagonal is not computed but mirrored."""
 
     name = "half of a symmetric product"
-    limits: tuple[str, ...] = ("cache_bytes", "half_rows", "half_blocks")
+    limits: tuple[str, ...] = ("cache_bytes", "half_rows", "half_columns", "half_blocks")
 
     def blocks(self, site: Site) -> int:
         return site.resources.limits.half_blocks
@@ -111,7 +111,7 @@ class HalfInputFactor(InputFactor):
     """A by blocks of rows: what lies below the diagonal is not computed but mirrored."""
 
     name = "half of a symmetric product"
-    limits: tuple[str, ...] = ("cache_bytes", "half_rows", "half_blocks")
+    limits: tuple[str, ...] = ("cache_bytes", "half_rows", "half_columns", "half_blocks")
 
     def blocks(self, site: Site) -> int:
         return site.resources.limits.half_blocks
@@ -208,21 +208,22 @@ def _symmetric(site: Site, use: Use, letters: str, own: str,
         axis = letters.index(own)
         return columns.permute((axis, *(other for other in range(len(letters)) if other != axis))).flatten(1)
 
-    def halves(columns: Any, signs: Any) -> tuple[Any, Any, int]:
-        """Rows, those that they meet (None for themselves), how many at a time."""
-        return rows(weighted(columns, signs)), None if signs is None else rows(columns), -(-size // blocks)
-
+    block, fewest = -(-size // blocks), site.resources.limits.half_columns
     chunk = chunk_length(each, site.resources)
     if not site.has_positions or (blocks == 1 and site.samples is not None and site.samples <= chunk):
         columns, signs = tensor(use.op, None)
         if blocks == 1:
             return einsum(equation, weighted(columns, signs), columns)
-        return half_gram(*halves(columns, signs))
+        return half_gram(rows(weighted(columns, signs)), None if signs is None else rows(columns), block=block,
+                         fewest=fewest)
 
-    simple = blocks == 1 and not site.shared and not site.signed
-    if simple:
+    plain = not site.shared and not site.signed
+    simple = plain and blocks == 1
+    if plain:
         columns, _ = tensor(use.op, None)
         if _is_view(columns, use.stream):
+            if blocks > 1:
+                return half_gram(columns, axis=letters.index(own), chunk=chunk, block=block, fewest=fewest)
             return _gram(columns, letters, own, chunk)
 
     def body(part: Part) -> None:
@@ -234,7 +235,8 @@ def _symmetric(site: Site, use: Use, letters: str, own: str,
         if blocks == 1:
             part.totals[kind].add_(einsum(equation, weighted(columns, signs), columns))
             return
-        add_gram_(part.totals[kind], *halves(columns, signs))
+        add_gram_(part.totals[kind], rows(weighted(columns, signs)), None if signs is None else rows(columns),
+                  block=block)
 
     totals = {kind: (*(site.size(letter) for letter in site.shared), size, size)}
     found = use.writer.loop(body, op=use.op, sliced=sliced, chunk=chunk_length(each, site.resources), totals=totals)

@@ -132,7 +132,7 @@ def test_a_program_with_totals_in_huge_pages(backend):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 16, 3)).double()
     X, y = torch.randn(5, 2, 4, 4, dtype=torch.float64), torch.randint(3, (5,))
-    limits = hbp.Limits(huge_page_bytes=1, large_numbers=1, half_rows=2, half_blocks=2,
+    limits = hbp.Limits(huge_page_bytes=1, large_numbers=1, half_rows=2, half_columns=0, half_blocks=2,
                         route_times=(("half of a symmetric product", 0),))
     found = hbp.compile(model, quantities=["kflr"], limits=limits, backend=backend, example_inputs=(X, y))
     assert "large_empty(" in found.code

@@ -8,6 +8,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.compiler.cost.meter import Meter
+from hbpcompiler.compiler.program.grams import half_gram, onednn_half_gram
 from hbpcompiler.compiler.routes.factors import HalfInputFactor
 from hbpcompiler.reference import kflr
 from tests.agreement import close
@@ -17,8 +18,8 @@ from tests.selection import few
 NAME = HalfInputFactor.name
 
 
-ONLY_HALVES = hbp.Limits(half_rows=4, route_times=((NAME, 0),))
-"""From four rows on nothing else gives a factor."""
+ONLY_HALVES = hbp.Limits(half_rows=4, half_columns=6, route_times=((NAME, 0),))
+"""From four rows on nothing else gives a factor; of five columns or fewer all of it is made."""
 
 
 @given(st.one_of(settings_of(dense_chains()), settings_of(spatial_chains())))
@@ -83,3 +84,19 @@ def test_it_is_taken_for_many_rows_of_positions(samples, chosen):
     code = hbp.compile(model, quantities=["kfac"], example_inputs=example).code
     (line,) = (line for line in code.splitlines() if "0.weight" in line and "operand" in line)
     assert (NAME in line) == chosen
+
+
+@pytest.mark.parametrize("made", [half_gram, onednn_half_gram])
+@pytest.mark.parametrize("columns", [0, 1, 5, 6, 40])
+def test_all_of_it_where_columns_are_few(made, columns):
+    """Of 5 columns, as of none, 6 and 40, of which half is made."""
+    numbers = torch.Generator().manual_seed(columns)
+    rows = torch.randn(9, columns, generator=numbers)
+    weights = torch.randn(columns, generator=numbers)
+    for others, expected in ((None, rows @ rows.T), (rows * weights, rows * weights @ rows.T)):
+        for over in (1, 7):
+            with Meter() as meter:
+                found = made(rows, others, block=3, over=over, fewest=6)
+            torch.testing.assert_close(found, expected / over)
+            whole = 0 < columns < 6
+            assert meter.counts.multiply_adds == columns * 9 * (9 if whole else 6)
