@@ -36,6 +36,11 @@ def same(held: Collection[Any], found: list[Any]) -> bool:
     return len(held) == len(found) and all(one is other for one, other in zip(held, found, strict=True))
 
 
+def plain_attributes(kind: type) -> dict[str, Any]:
+    """What a class itself says in plain values."""
+    return {name: value for name, value in kind.__dict__.items() if not name.startswith("__") and is_plain(value)}
+
+
 class Watched:
     """Containers with what they held when a walk came by."""
 
@@ -48,7 +53,7 @@ class Watched:
         self._copies: list[tuple[Any, Any]] = []
         self._back: list[Callable[[], Any]] = []
         self._own_names: list[tuple[MutableMapping[str, Any], list[str]]] = []
-        self._of_classes: list[tuple[type, dict[str, Any]]] = []
+        self._of_classes: list[tuple[type, set[str], dict[str, Any]]] = []
         self._contents: list[tuple[CellType, Any]] = []
         self._names: list[tuple[MutableMapping[str, Any], str, Any]] = []
 
@@ -110,8 +115,7 @@ class Watched:
 
     def attributes_of_class(self, kind: type) -> None:
         """A class's: which values it has, in their order."""
-        held = {name: value for name, value in kind.__dict__.items() if not name.startswith("__") and is_plain(value)}
-        self._of_classes.append((kind, held))
+        self._of_classes.append((kind, set(kind.__dict__), plain_attributes(kind)))
         self._elements(kind.__dict__.values())
 
     def elements(self, held: Any) -> None:
@@ -250,7 +254,9 @@ class Watched:
         for own, names in self._own_names:
             for name in own.keys() - names:
                 del own[name]
-        for kind, values in self._of_classes:
+        for kind, names, values in self._of_classes:
+            for name in plain_attributes(kind).keys() - names:
+                delattr(kind, name)
             for name, value in values.items():
                 if kind.__dict__.get(name, MISSING) is not value:
                     setattr(kind, name, value)

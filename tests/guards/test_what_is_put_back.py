@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import hbpcompiler as hbp
 from hbpcompiler.guards.walk import Walk
 from tests.guards.test_walk import LibraryObjects, Own
 
@@ -99,3 +100,19 @@ def test_what_processes_share_is_not_put_back():
     walk.watched.put_back()
     assert model.shared.value == 2.0
     assert not walk.watched.unchanged()
+
+
+def test_what_a_class_finds_out_about_itself_is_put_back():
+    """Libraries keep such answers where they are asked for first: the program of that call serves the next."""
+    class Asked(nn.Linear):
+        def forward(self, x):
+            if not hasattr(type(self), "is_wide"):
+                type(self).is_wide = self.in_features > 2
+            return super().forward(x)
+
+    model, X, y = Asked(3, 3), torch.randn(4, 3), torch.randint(3, (4,))
+    compiled = hbp.compile(model, quantities=["batch_l2"])
+    compiled(X, y)
+    assert not hasattr(Asked, "is_wide")
+    compiled(X, y)
+    assert len(compiled._guards) == 1
