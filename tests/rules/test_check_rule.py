@@ -8,7 +8,7 @@ from torch import nn
 
 from hbpcompiler.elementwise import attribute, elementwise, sympy, x
 from hbpcompiler.errors import RuleError
-from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, LossRule, ModuleRule, Op, Rule
+from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, LossRule, ModuleRule, Op, Rule
 from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.registry import builtin
 from hbpcompiler.rule.rule_files import load
@@ -85,6 +85,8 @@ def test_a_loss_that_changes_what_it_is_given():
     (replace(SQUARE, jac_t={}, backward={}), "the rule says no way back"),
     (replace(SQUARE, jac_t={"self": lambda op, c: 0.5}), "jac_t of self: 0.5, which is no tensor"),
     (replace(SQUARE, jac_t={"self": lambda op, c: c * op.other}), "jac_t of 'self' fails: AttributeError"),
+    (replace(LINEAR, params=lambda op: {"weight": Contraction("nko,ni->nkoi", operand=lambda op: op.weight[0])}),
+     r"contraction of weight: 'nko,ni->nkoi' does not fit columns \[3, 2, .*and an operand \["),
     (replace(SQUARE, residual=Diagonal(lambda op, g: None)), "diagonal must be a tensor of its input's shape"),
 ])
 def test_what_is_wrong_is_said(rule, words):
@@ -109,6 +111,22 @@ def test_an_argument_that_the_result_would_hide(tmp_path):
         "R = LossRule(['hbptests.distance'], ZERO, gradient=lambda op: op.output, reduction=lambda op: 'mean')\n")
     with pytest.raises(RuleError, match=words):
         load(tmp_path / "distance_rule.py")
+
+
+@pytest.mark.parametrize(("operation", "words"), [
+    ("aten.sigmiod", "'aten.sigmiod.*aten.sigmoid.*' in doubts: torch has no such operation"),
+    ("aten.sigmoid.default", "'aten.sigmoid.default' in doubts: operations are named without overload"),
+    ("torch.sigmoid", "torch has no operation torch.sigmoid"),
+])
+def test_doubts_that_no_model_would_raise(operation, words):
+    rule = LossRule(["aten.mse_loss"], Diagonal(lambda op: 2 * (op.self * 0 + 1) / op.self[0].numel()),
+                    gradient=lambda op: 2 * (op.self - op.target) / op.self[0].numel(), reduction=lambda op: "mean",
+                    cases=[Case({"self": (4,), "target": (4,)})])
+    check_rule(rule)
+    with pytest.raises(AssertionError, match=words):
+        check_rule(replace(rule, doubts={operation: "it is not meant"}))
+    with pytest.raises(TypeError, match="doubts must be a dict"):
+        replace(rule, doubts={"aten.sigmoid": 3})
 
 
 def test_a_text_in_the_place_of_names():
