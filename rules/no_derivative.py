@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from hbpcompiler.rule import NO_DERIVATIVE, ZERO, Case, Op, Rule, Structure, Tensor
 
 
@@ -27,3 +29,12 @@ CONSTANTS = [
     stopping("aten.randn_like"),
     stopping("aten.fill.Scalar", value=1.5),
 ]
+
+BITS = Rule(
+    operations=["aten.view.dtype"],
+    jac_t=NO_DERIVATIVE,
+    residual=ZERO,
+    cases=[Case({"self": (2, 4)}, {"dtype": dtype}, make={"self": lambda shape: torch.randint(9, tuple(shape))})
+           for dtype in (torch.float64, torch.int32, torch.uint8)],
+)
+"""A view as another dtype: no reshape, though torch calls both view. Its cases have numbers of one dtype."""

@@ -208,7 +208,8 @@ class LossRule:
         if not {"convex", "concave"}.isdisjoint(self.order):
             raise TypeError(f"{kind}: a LossRule's order is that of slopes, 'increasing' or 'decreasing'; 'convex' and "
                             "'concave' are for a Rule")
-        if not isinstance(self.doubts, Mapping):
+        if not isinstance(self.doubts, Mapping) or not all(
+                isinstance(text, str) for text in (*self.doubts, *self.doubts.values())):
             raise TypeError(f"{kind}: doubts must be a dict, {{'aten.sigmoid': 'why not behind it'}}, "
                             f"not {self.doubts!r}")
         if self.positions not in (None, 1, 2):

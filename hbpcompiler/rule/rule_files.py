@@ -97,6 +97,9 @@ def _check(module: ModuleType, where: str) -> None:
     hidden = [finding for rule in rules if isinstance(rule, Rule | LossRule) for finding in hidden_arguments(rule)]
     if hidden:
         raise RuleError(listing(f"{where} has rules that could not read an argument:", hidden))
+    doubts = [finding for rule in rules if isinstance(rule, LossRule) for finding in strange_doubts(rule)]
+    if doubts:
+        raise RuleError(listing(f"{where} has doubts that no model would ever raise:", doubts))
     findings = [finding for rule in rules if isinstance(rule, Rule) for finding in strange_arguments(rule)]
     if findings:
         raise RuleError(listing(f"{where} speaks of arguments that its operations do not have, and would never "
@@ -133,6 +136,16 @@ def strange_arguments(rule: Rule) -> Iterator[str]:
     for slot in rule.jac_t:
         if known and slot not in known:
             yield f"{', '.join(rule.operations)} has no argument '{slot}'; it has {', '.join(known)}"
+
+
+def strange_doubts(rule: LossRule) -> Iterator[str]:
+    """What `doubts` names and no graph could have under this name."""
+    for operation in rule.doubts:
+        if operation.count(".") != 1:
+            yield f"'{operation}' in doubts: operations are named without overload there, as 'aten.sigmoid'"
+        else:
+            yield from (f"'{unknown}' in doubts: torch has no such operation"
+                        for unknown in unknown_operations([operation]))
 
 
 def hidden_arguments(rule: Rule | LossRule) -> Iterator[str]:

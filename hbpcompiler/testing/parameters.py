@@ -20,7 +20,12 @@ def check_parameter(rule: Rule, setting: Setting, op: Op, name: str, columns: Te
     operands = [contraction.columns(op, columns)]
     if contraction.operand is not None:
         operands.append(contraction.operand(op))
-    result = torch.einsum(contraction.equation, operands)
+    try:
+        result = torch.einsum(contraction.equation, operands)
+    except RuntimeError as error:
+        shapes = " and an operand ".join(str(list(operand.shape)) for operand in operands)
+        raise AssertionError(f"{where}: contraction of {name}: {contraction.equation!r} does not fit columns {shapes}: "
+                             f"{error}") from error
     expected = pull_back(setting, name, columns)
     close(result.reshape(expected.shape), expected, f"{where}: contraction of {name}")
     units = torch.eye(math.prod(op.shape("output")), dtype=torch.float64).expand(setting.samples, -1, -1)

@@ -13,7 +13,7 @@ from hbpcompiler.errors import HbpError
 from hbpcompiler.rule import NO_DERIVATIVE, Case, LossRule, Op, Rule
 from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.functions import R, with_functions
-from hbpcompiler.rule.rule_files import hidden_arguments, strange_arguments
+from hbpcompiler.rule.rule_files import hidden_arguments, strange_arguments, strange_doubts
 from hbpcompiler.testing.setting import Setting
 
 
@@ -26,7 +26,10 @@ def check_preconditions(rule: Any) -> None:
                         "be tried on, cases=[Case({'self': (4,)})]")
     strangers = list(strange_arguments(rule)) if isinstance(rule, Rule) else []
     strangers += [] if isinstance(rule, Decomposition) else hidden_arguments(rule)
+    strangers += strange_doubts(rule) if isinstance(rule, LossRule) else []
     assert not strangers, "; ".join(strangers)
+    for operation in rule.doubts if isinstance(rule, LossRule) else ():
+        _packet(operation)
     for case in rule.cases:
         known = {name for operation in rule.operations for overload in _packet(operation).overloads()
                  for name in _arguments(getattr(_packet(operation), overload))}

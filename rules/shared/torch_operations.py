@@ -37,9 +37,10 @@ VIEWS = frozenset({aten.view, aten._unsafe_view})
 """Views that a graph without copies cannot always have: where memory lies otherwise, they are a copy."""
 WITH_COPIES: dict[Any, Any] = {aten.view.default: aten.reshape, aten._unsafe_view.default: aten.reshape}
 """What takes the place of those of a shape: a later batch may lie otherwise than the one that was traced."""
-READ_IN_ORDER = frozenset({aten.view_as_complex.default, aten.view.dtype})
-"""Views that take what lies side by side in memory for one number: programs make no copies that a model asked for only
-to have numbers in order."""
+READ_IN_ORDER = frozenset({aten.view_as_complex.default, aten.view.dtype, aten.as_strided.default,
+                           aten.as_strided_copy.default, aten.as_strided_scatter.default})
+"""What takes numbers that lie side by side in memory for one, or finds numbers by where they lie: programs make no
+copies that a model asked for only to have numbers in order, and later batches may lie otherwise than the first."""
 SCATTER, CAST = aten.scatter.src, aten._to_copy.default
 """By what torch.vmap puts values into places, and makes a tensor of a number."""
 

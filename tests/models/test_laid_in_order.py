@@ -49,7 +49,12 @@ FUNCTIONS = {
     "pairs of the input": lambda model, x, h: h * torch.view_as_complex(turned(x)).abs().repeat(1, 2),
     "pairs of a parameter": lambda model, x, h: h * torch.view_as_complex(model.pairs.t().contiguous()).abs().repeat(2),
     "bits": lambda model, x, h: h * (x.t().contiguous().view(torch.int64) % 2).t(),
+    "bits as they lie": lambda model, x, h: h * (x.view(torch.int64) % 2),
     "shorter bits": lambda model, x, h: h * (turned(x).view(torch.int32).flatten(1)[:, ::2] % 2),
+    "places of the input": lambda model, x, h: h * turned(x).as_strided((len(x), 8), (8, 1)),
+    "places of a parameter": lambda model, x, h: h * model.pairs.detach().t().contiguous().as_strided((8,), (1,)),
+    "places of a changed input": lambda model, x, h: h * torch.as_strided_scatter(
+        turned(x), x[:, :2], (len(x), 2), (8, 3), 1).flatten(1),
     "a kernel of the user's": lambda model, x, h: sines_in_order(turned(h)).flatten(1),
     "a kernel of the user's, of the input": lambda model, x, h: h * sines_in_order(turned(x)).flatten(1),
 }
@@ -66,3 +71,18 @@ def test_what_reads_memory_in_order(name):
         for key, value in result[quantity].items():
             expected = reference(model, nn.CrossEntropyLoss(), [x], y, quantity)[key]
             assert relative_error(value, expected) < 1e-9, f"{quantity} of {key}"
+
+
+@pytest.mark.parametrize("read", [lambda x: x.as_strided((len(x), 8), (8, 1)), lambda x: x.view(torch.int64).to(D),
+                                  lambda x: torch.view_as_complex(x.view(-1, 4, 2)).abs().repeat(1, 2), sines_in_order])
+def test_a_later_batch_that_lies_otherwise(read):
+    """The copy that the model asks for makes none of the first batch."""
+    torch.manual_seed(0)
+    model = Model(lambda model, x, h: h * (read(x.contiguous()) % 7)).double()
+    y = torch.tensor([0, 1, 1])
+    compiled = hbp.compile(model, quantities=["grad"])
+    compiled(torch.randn(3, 8, dtype=D), y)
+    x = torch.randn(8, 3, dtype=D).t()
+    for key, value in compiled(x, y).grad.items():
+        expected = reference(model, nn.CrossEntropyLoss(), [x], y, "grad")[key]
+        assert relative_error(value, expected) < 1e-9, key

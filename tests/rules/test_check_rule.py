@@ -8,7 +8,7 @@ from torch import nn
 
 from hbpcompiler.elementwise import attribute, elementwise, sympy, x
 from hbpcompiler.errors import RuleError
-from hbpcompiler.rule import ZERO, Case, Diagonal, Factor, LossRule, ModuleRule, Op, Rule
+from hbpcompiler.rule import ZERO, Case, Contraction, Diagonal, Factor, LossRule, ModuleRule, Op, Rule
 from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.registry import builtin
 from hbpcompiler.rule.rule_files import load
@@ -85,6 +85,8 @@ def test_a_loss_that_changes_what_it_is_given():
     (replace(SQUARE, jac_t={}, backward={}), "the rule says no way back"),
     (replace(SQUARE, jac_t={"self": lambda op, c: 0.5}), "jac_t of self: 0.5, which is no tensor"),
     (replace(SQUARE, jac_t={"self": lambda op, c: c * op.other}), "jac_t of 'self' fails: AttributeError"),
+    (replace(LINEAR, params=lambda op: {"weight": Contraction("nko,ni->nkoi", operand=lambda op: op.weight[0])}),
+     r"contraction of weight: 'nko,ni->nkoi' does not fit columns \[3, 2, .*and an operand \["),
     (replace(SQUARE, residual=Diagonal(lambda op, g: None)), "diagonal must be a tensor of its input's shape"),
 ])
 def test_what_is_wrong_is_said(rule, words):
@@ -111,6 +113,22 @@ def test_an_argument_that_the_result_would_hide(tmp_path):
         load(tmp_path / "distance_rule.py")
 
 
+@pytest.mark.parametrize(("operation", "words"), [
+    ("aten.sigmiod", "'aten.sigmiod.*aten.sigmoid.*' in doubts: torch has no such operation"),
+    ("aten.sigmoid.default", "'aten.sigmoid.default' in doubts: operations are named without overload"),
+    ("torch.sigmoid", "torch has no operation torch.sigmoid"),
+])
+def test_doubts_that_no_model_would_raise(operation, words):
+    rule = LossRule(["aten.mse_loss"], Diagonal(lambda op: 2 * (op.self * 0 + 1) / op.self[0].numel()),
+                    gradient=lambda op: 2 * (op.self - op.target) / op.self[0].numel(), reduction=lambda op: "mean",
+                    cases=[Case({"self": (4,), "target": (4,)})])
+    check_rule(rule)
+    with pytest.raises(AssertionError, match=words):
+        check_rule(replace(rule, doubts={operation: "it is not meant"}))
+    with pytest.raises(TypeError, match="doubts must be a dict"):
+        replace(rule, doubts={"aten.sigmoid": 3})
+
+
 def test_a_text_in_the_place_of_names():
     with pytest.raises(TypeError, match=r"batched must be a tuple of names, \('self',\), not 'self'"):
         Case({"self": (4,)}, batched="self")
@@ -122,7 +140,15 @@ CASES = [Case({"self": (4,)})]
 
 
 @pytest.mark.parametrize(("made", "words"), [
-    (Decomposition(["aten.sigmoid"], lambda self: 1 / (1 + torch.exp(-self)), CASES), None),
+    (Decomposition(["aten.sigmoid"], lambda self: torch.tanh(self / 2) / 2 + 0.5, CASES), None),
+    (Decomposition(["aten.sigmoid"], lambda self: 1 / (1 + torch.exp(-self)), CASES),
+     "at values up to 1500: function: derivative in self: nan at"),
+    (Decomposition(["aten.abs"], lambda self: (self * self).sqrt(), CASES),
+     "with zeros among the values: function: derivative in self: nan at"),
+    (Decomposition(["aten.abs"], lambda self: torch.where(self == 0, 1.0, self.abs()), CASES),
+     "with zeros among the values: function: value: off by 1"),
+    (Decomposition(["aten.square"], lambda self: self.view(-1).square().view(self.shape), CASES),
+     "of tensors that are not contiguous: function fails: RuntimeError: view size"),
     (Decomposition(["aten.sigmoid"], lambda self: 1 / (1 + torch.exp(self)), CASES), "function: value: off by"),
     (Decomposition(["aten.sigmoid"], lambda self: torch.sigmoid(self.detach()), CASES),
      "function: derivative in self: off by"),

@@ -20,8 +20,9 @@ from hbpcompiler.rule.symbolic import DEFINITIONS
 
 SIZES = (1.3e-20, 1.1e-8, 1.3e-4, 1.7e-2, 0.23, 0.61, 1.37, 2.3, 3.7, 5.3, 7.9, 11.3, 16.7, 23.9, 31.3, 44.9, 51.7,
          67.3, 87.1, 89.9, 103.7, 131.9, 187.3, 261.1, 353.9, 371.7, 500.3, 708.1, 711.3, 1017.0, 3.3e3, 1.1e4, 1.3e5,
-         1.7e6, 3.1e7, 1.9e10, 1.3e14, 2.3e19)
-"""Of numbers at which functions are compared, and minus these; none of them is where people put kinks."""
+         1.7e6, 3.1e7, 4.1e9, 1.9e10, 6.7e12, 1.3e14, 7.1e18, 2.3e19)
+"""Of numbers at which functions are compared, and minus these; none of them is where people put kinks. Some lie below
+those whose fourth, third and second powers overflow in float32: there multiples of these powers do."""
 USUAL = 2.5
 """Up to here a function has the slopes that it has where it is used."""
 FAR = 100.0

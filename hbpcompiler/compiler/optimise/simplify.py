@@ -149,7 +149,8 @@ def _outlives(node: fx.Node) -> bool:
 
 
 def drop_idle_reshapes(graph: fx.Graph) -> None:
-    """With shapes known: a reshape to the same shape is nothing, a reshape of a reshape is one."""
+    """With shapes known: a reshape to the same shape is nothing, a reshape of a reshape is one. A view as another dtype
+    is no reshape."""
     for node in list(graph.nodes) * 2:  # twice: collapsing two makes new ones idle
         if node._erased:
             continue
@@ -157,13 +158,18 @@ def drop_idle_reshapes(graph: fx.Graph) -> None:
             replace_by(graph, node, node.args[1])
         elif _is_back_again(node):
             replace_by(graph, node, node.args[0].args[0])
-        elif node.op == "call_method" and node.target in RESHAPES:
+        elif _is_reshape(node):
             before = node.args[0]
             if meta.shape(before) == meta.shape(node) is not None:
                 replace_by(graph, node, before)
-            elif (node.target == "reshape" and before.op == "call_method" and before.target in RESHAPES
+            elif (node.target == "reshape" and _is_reshape(before)
                   and not any(isinstance(item, fx.Node) for item in node.args[1:])):
                 node.args = (before.args[0], *node.args[1:])
+
+
+def _is_reshape(node: fx.Node) -> bool:
+    return (node.op == "call_method" and node.target in RESHAPES
+            and meta.dtype(node) == meta.dtype(node.all_input_nodes[0]))
 
 
 SURE = frozenset({torch.float32, torch.float64})

@@ -53,6 +53,16 @@ def test_neutral_numbers_of_lengths():
     assert [line for line in calls(graph) if line in ("mul", "add")] == ["mul"]
 
 
+def test_a_view_as_another_dtype_is_no_reshape():
+    def write(writer, x):
+        bits = x.view(torch.int32)
+        return bits % 2, bits.reshape((3, -1)), x.view(torch.float32) + 1
+
+    graph = shaped(program(write, "x"), (-1, 3))
+    drop_idle_reshapes(graph)
+    assert lines(graph) == ["view(x, torch.int32)", "mod(view, 2)", "reshape(view, (3, -1))", "add(x, 1)"]
+
+
 def test_inverses_cancel():
     graph = program(lambda writer, x: (x.unflatten(0, (2, -1)).flatten(0, 1), x.unsqueeze(1).squeeze(1)), "x")
     cancel_inverses(graph)
