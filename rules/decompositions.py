@@ -172,6 +172,27 @@ COPY = Decomposition(
     [Case({"self": (2, 3), "src": shape}, {}, ("self", "src"), constant=("self",)) for shape in ((1, 3), (2, 3))],
 )
 
+# -- where the table's pieces have no word for what an argument says of derivatives alone -----------------------------
+
+
+def embedding(
+    weight: Tensor, indices: Tensor, padding_idx: int = -1, scale_grad_by_freq: bool = False, sparse: bool = False
+) -> Tensor:
+    """Rows of which the padding learns nothing."""
+    if scale_grad_by_freq:
+        raise NotImplementedError("derivatives that count the whole batch's indices are no pieces'")
+    rows = weight[indices]
+    return rows if padding_idx < 0 else torch.where((indices == padding_idx).unsqueeze(-1), rows.detach(), rows)
+
+
+EMBEDDING = Decomposition(
+    ["aten.embedding"],
+    embedding,
+    [Case({"weight": (5, 3), "indices": (6,)}, {"padding_idx": padding_idx}, ("indices",),
+          make={"indices": lambda shape: torch.randint(5, tuple(shape))}) for padding_idx in (-1, 1)],
+)
+"""Beside the rule."""
+
 # -- the way back of pooling: each value goes where its maximum was found, channel by channel -------------------------
 
 

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 from hbpcompiler import schemes
 from hbpcompiler.codegen.naming import value_names
-from hbpcompiler.compiler.match.match import match, taken_apart
+from hbpcompiler.compiler.match.in_pieces import taken_apart
+from hbpcompiler.compiler.match.match import match
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.plan import plan
 from hbpcompiler.compiler.plan.planned import Plan

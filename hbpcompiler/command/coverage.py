@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.match.match import taken_apart, with_rules
+from hbpcompiler.compiler.match.in_pieces import taken_apart
+from hbpcompiler.compiler.match.match import with_rules
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.trace import trace
 from hbpcompiler.rule import Case

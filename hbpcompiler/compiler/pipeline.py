@@ -32,9 +32,10 @@ from hbpcompiler.compiler.cost.decisions import written_down
 from hbpcompiler.compiler.cost.figures import Resources
 from hbpcompiler.compiler.drafting import Drafting
 from hbpcompiler.compiler.match.check import check_matched
+from hbpcompiler.compiler.match.in_pieces import taken_apart
 from hbpcompiler.compiler.match.losses.endings import refuse_losses, refuse_scale
 from hbpcompiler.compiler.match.losses.targets import LossCheck, check_target_dtypes, check_targets, loss_checks
-from hbpcompiler.compiler.match.match import match, taken_apart
+from hbpcompiler.compiler.match.match import match
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.stages import Seconds, check_promise
 from hbpcompiler.compiler.trace.batch import Batch

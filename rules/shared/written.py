@@ -43,20 +43,14 @@ def factor_of(target: str, attributes: Mapping[str, Any]) -> float | None:
     return number if target == PRODUCT else 1 / number if number else None
 
 
-def is_whole_of_not_negative(target: str, attributes: Mapping[str, Any]) -> bool:
-    """Whether it changes no number that is not negative."""
-    at_least = attributes.get("min")
-    cut = target in ("aten.clamp", "aten.clamp_min") and attributes.get("max") is None
-    return target in ("aten.relu", "aten.abs") or (cut and isinstance(at_least, int | float) and at_least <= 0)
-
-
 def squared() -> Written:
     return Written(POWER, "Tensor_Scalar", {"exponent": 2})
 
 
-def axes_of_root_of_squares(target: str, attributes: Mapping[str, Any], rank: int) -> list[int] | None:
-    """Over which of so many axes a Euclidean norm is taken; None if it is none."""
-    if target != NORM or attributes.get("ord", 2) != 2 or attributes.get("dtype") is not None:
+def axes_of_root_of_squares(target: str, attributes: Mapping[str, Any], rank: int,
+                            dtype: torch.dtype) -> list[int] | None:
+    """Over which of so many axes a Euclidean norm is taken, in the dtype of its input; None if it is none."""
+    if target != NORM or attributes.get("ord", 2) != 2 or attributes.get("dtype") not in (None, dtype):
         return None
     given = attributes.get("dim")
     given = [given] if isinstance(given, int) else given or range(rank)

@@ -18,7 +18,7 @@ from hbpcompiler.compiler.routes.gram import GramDiagonal
 from hbpcompiler.errors import OptionError
 from hbpcompiler.reference import kflr, reference
 from tests.agreement import close
-from tests.graph_models import MODELS, made
+from tests.graph_models import FEW, MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.quantities.test_quantities import check_exact
 from tests.selection import cases, few, slow
@@ -28,6 +28,8 @@ from tests.ways import WAYS
 QUANTITIES = ["grad", "batch_l2", "batch_inner", "variance", "diag_ggn", "diag_h"]
 
 
+PLANNED = [way for way in WAYS if not way.startswith("route")]
+"""What the planner decides; routes are but chosen."""
 LARGE_FILES = [way for way in WAYS if way.startswith("the file of a large network")]
 
 
@@ -153,10 +155,42 @@ def test_graphs_as_large_networks(name):
     check_exact(model, nn.CrossEntropyLoss(), X, y, ["batch_l2", "diag_ggn", "diag_h"], limits=WAYS[LARGE_FILES[0]])
 
 
+@functools.cache
+def expected_of_graph(name):
+    """The numbers of a test graph by brute force, and those whose rounding they may have."""
+    model, X, y = made(name)
+    found = {quantity: reference(model, nn.CrossEntropyLoss(), [X], y, quantity)
+             for quantity in ("variance", "second_moment", "diag_ggn", "diag_h")}
+    return found, {**found, "variance": found["second_moment"]}
+
+
+def check_graph(name, way):
+    model, X, y = made(name)
+    numbers, scales = expected_of_graph(name)
+    result = hbp.compile(model, quantities=["variance", "diag_ggn", "diag_h"], limits=WAYS[way], verify=False)(X, y)
+    for quantity in ("variance", "diag_ggn", "diag_h"):
+        assert result[quantity].keys() == numbers[quantity].keys()
+        for key, value in numbers[quantity].items():
+            close(result[quantity][key], value, f"{quantity} of {key} by {way}", scales[quantity][key])
+
+
+@few(3, "each graph goes one way of those below")
+@pytest.mark.parametrize(("name", "way"), [(name, PLANNED[place % len(PLANNED)]) for place, name in enumerate(MODELS)])
+def test_each_graph_goes_a_way(name, way):
+    check_graph(name, way)
+
+
 @given(st.sampled_from(list(MODELS)), st.sampled_from(list(WAYS)))
 def test_graphs(name, way):
-    model, X, y = made(name)
-    check_exact(model, nn.CrossEntropyLoss(), X, y, ["variance", "diag_ggn", "diag_h"], limits=WAYS[way])
+    check_graph(name, way)
+
+
+@slow("a minute of four graphs; a pair is drawn for make test")
+@pytest.mark.parametrize("name", FEW)
+def test_every_way_of_a_graph(name):
+    """All but the single routes, which `routes/test_each_route` tries at every form of a contraction."""
+    for way in PLANNED:
+        check_graph(name, way)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler import options
-from hbpcompiler.compiler.match import match
+from hbpcompiler.compiler.match import in_pieces
 from hbpcompiler.compiler.match.made.probe import NotDerivableError
 from hbpcompiler.reference import reference, relative_error
 from hbpcompiler.rule import ZERO, Rule
@@ -103,7 +103,7 @@ def test_a_network_without_the_rule(use, monkeypatch):
     inputs = [torch.randn(SAMPLES, 2, dtype=torch.float64), *layer.extras]
     y = torch.tensor([0, 1, 1])
     monkeypatch.setattr(options, "with_rules", lambda paths: without(name))
-    monkeypatch.setattr(match, "decompositions", lambda *given: {})  # or torch's table has it in pieces
+    monkeypatch.setattr(in_pieces, "decompositions", lambda *given: {})  # or torch's table has it in pieces
     compiled = hbp.compile(model, quantities=QUANTITIES)
     result = compiled(*inputs, y)
     assert "No rule, so that torch differentiates them" in compiled.code

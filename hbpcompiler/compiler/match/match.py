@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any
 
 from hbpcompiler.compiler.match.fuse import fuse
 from hbpcompiler.compiler.match.idle_operands import without_idle_operands
+from hbpcompiler.compiler.match.in_pieces import is_complex
 from hbpcompiler.compiler.match.losses.endings import (
     ending_of,
     refuse_endings,
@@ -18,18 +18,11 @@ from hbpcompiler.compiler.match.losses.endings import (
 )
 from hbpcompiler.compiler.match.losses.joined_endings import with_joined_endings
 from hbpcompiler.compiler.match.losses.linear_endings import with_linear_endings
-from hbpcompiler.compiler.match.losses.negative_weights import with_negative_weights
 from hbpcompiler.compiler.match.made.derived import Deriving
+from hbpcompiler.compiler.match.made.loss_ends import with_derived_end
 from hbpcompiler.compiler.match.made.probe import WITHOUT_SAMPLES
 from hbpcompiler.compiler.match.made.tried_out import refuse_misfits
 from hbpcompiler.compiler.match.matched import Matched
-from hbpcompiler.compiler.match.operation.aten import (
-    DECOMPOSITION_ROUNDS,
-    decompositions,
-    is_differentiable,
-    is_own,
-    overload_of,
-)
 from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.match.operation.examples import Examples
 from hbpcompiler.compiler.match.parameters.batched_weights import with_axes_for_weights
@@ -49,70 +42,16 @@ from hbpcompiler.compiler.match.samples.unknown_lengths import refuse_unknown_le
 from hbpcompiler.compiler.match.squared_norms import with_sums_of_squares
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation
 from hbpcompiler.compiler.trace.trace import Traced
-from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
+from hbpcompiler.errors import UnsupportedOpError, listing
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
 from hbpcompiler.quantities import Closing
-from hbpcompiler.rule import LossRule, Pieces
+from hbpcompiler.rule import LossRule
 from hbpcompiler.rule.derived import DerivedRule
-from hbpcompiler.rule.faults import is_noted
 from hbpcompiler.rule.registry import AnyRule, Registry
 
 WITHOUT_PYTHON = "TorchScript cannot run torch.func; the backend 'python' can"
 NO_SHARES = ("the loss must end in a mean or a sum over the batch, or in a loss function with a rule; what picks among "
              "the samples, as a maximum or a median does, is no sum of their shares")
-
-
-def taken_apart(traced: Traced, registry: Registry) -> Traced:
-    """The same with every operation that no rule covers in pieces, as far as torch's table and rule files know them.
-
-    What would end in pieces that torch itself cannot differentiate stays whole: it can get a derived rule.
-    """
-    whole: set[str] = set()
-    while True:
-        found, failed = _in_pieces(traced, registry, whole)
-        dead_ends = {operation.source.whole for operation in found.graph.operations
-                     if operation.name in found.graph.active and _needs_pieces(operation, registry, found.graph.active)
-                     and not is_differentiable(operation)}
-        more = (failed | dead_ends) - whole - {""}
-        if not more:
-            return found
-        whole |= more
-
-
-def _in_pieces(traced: Traced, registry: Registry, whole: AbstractSet[str]) -> tuple[Traced, set[str]]:
-    """All but the operations named `whole`; and those with which torch's own way of doing it fails."""
-    for _ in range(DECOMPOSITION_ROUNDS):
-        graph = with_stops(traced.graph, registry)
-        curved, negative = traced.ends.inside or _is_own_in_loss(graph), with_negative_weights(traced, registry)
-        pieces = [operation for operation in graph.operations
-                  if (operation.name in graph.active or is_own(operation))
-                  and (operation.name in negative or _needs_pieces(operation, registry, graph.active, curved))
-                  and (operation.source.whole or operation.target) not in whole]
-        # What has no rule goes first: until then what a loss is told of its target may look trained and not be
-        # (mse_loss broadcasts both by one operation).
-        unknown = [operation for operation in pieces if registry.find(operation.target, operation.overload) is None]
-        table = decompositions(unknown, registry, curved) or decompositions(pieces, registry, curved)
-        if not table:
-            break
-        further = _decomposed(traced, table)
-        if further is None:
-            bad = [overload for overload in table if _decomposed(traced, {overload: table[overload]}) is None]
-            return traced, {operation.source.whole or operation.target for operation in pieces
-                            if overload_of(operation) in (bad or table)}
-        traced = further
-    return traced, set()
-
-
-def _decomposed(traced: Traced, table: Mapping[Any, Any]) -> Traced | None:
-    """None where torch cannot, or where what it makes is no graph of functions."""
-    try:
-        found = traced.decomposed(table)
-        _ = found.graph
-    except (ModelError, RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError, IndexError) as error:
-        if is_noted(error):
-            raise
-        return None
-    return found
 
 
 def match(traced: Traced, registry: Registry, closings: frozenset[Closing], as_values: frozenset[str],
@@ -148,29 +87,12 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     graph = with_stops(with_shown_end(with_sample_numbers(graph), registry), registry)
     if not mixing:
         if deriving is not None:
-            graph, registry = deriving.run(graph), deriving.registry
+            graph, registry = with_derived_end(deriving.run(graph), deriving), deriving.registry
         valued = with_values(graph, registry, as_values)
         apart = with_cross_terms(graph, valued, registry)
         graph = valued if apart is graph else with_values(apart, registry, as_values)
         graph = graph if deriving is None else deriving.run(graph)  # by then there may be other pieces
     return graph, rules_of(graph, registry, mixing, None if deriving is None else deriving.reasons)
-
-
-def _is_own_in_loss(graph: Graph) -> bool:
-    """Whether the loss has an operation of rule files' own: what makes a loss curved has to be known in pieces."""
-    return any(operation.source.in_loss and is_own(operation) for operation in graph.operations)
-
-
-def _needs_pieces(operation: Operation, registry: Registry, active: AbstractSet[str], curved: bool = False) -> bool:
-    """No rule, or one of first derivatives alone where others count; or a loss function that is an operation like any
-    other, inside a loss (reduction="none") or of two trained values, of which its rule knows one."""
-    if _is_complex(operation):
-        return False  # rules are about real numbers, and so are their pieces
-    rule = registry.find(operation.target, operation.overload)
-    if not isinstance(rule, LossRule):
-        return rule is None or (curved and isinstance(rule.residual, Pieces))
-    others = [value for slot, value in operation.tensors.items() if slot != rule.input]
-    return bool(operation.output.shape) or any(value.name in active for value in others)
 
 
 def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
@@ -190,7 +112,7 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
         is_loss = operation in reductions
         if operation.name not in active and not (rule is not None and not is_loss):
             continue
-        if operation.name in active and _is_complex(operation) and not isinstance(rule, DerivedRule):
+        if operation.name in active and is_complex(operation) and not isinstance(rule, DerivedRule):
             findings.append(_complex(operation, reasons))
             continue
         if rule is None and (words := registry.refusal(operation.target, operation.overload)) is not None:
@@ -215,10 +137,6 @@ def rules_of(graph: Graph, registry: Registry, mixing: Sequence[str] = (),
     if findings:
         raise UnsupportedOpError(listing("The model cannot be compiled:", findings, _advice(missing)))
     return rules
-
-
-def _is_complex(operation: Operation) -> bool:
-    return any(value.dtype.is_complex for value in (*operation.tensors.values(), operation.output))
 
 
 def _complex(operation: Operation, reasons: Mapping[str, str] | None) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
+from hbpcompiler.compiler.match.multiples import multiple_of_not_negative
 from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.match.signs import never_negative
 from hbpcompiler.compiler.trace.fx_graph.reader import without_dead
@@ -63,9 +64,8 @@ class _Squares:
         while (maker := self.makers.get(value.name)) is not None and len(maker.tensors) == 1:
             (inner,) = maker.tensors.values()
             factor = written.factor_of(maker.target, maker.attributes)
-            if factor is None and written.is_whole_of_not_negative(maker.target, maker.attributes) and (
-                    inner.name in self.signs):
-                factor = 1.0
+            if factor is None and inner.name in self.signs:
+                factor = multiple_of_not_negative(maker)
             if factor is None or inner.dtype != value.dtype:
                 break
             number, value = number * factor, inner
@@ -111,7 +111,7 @@ class _Squares:
         value = operation.tensors.get("self")
         if value is None or operation.name not in self.active or not value.of_batch:
             return False
-        axes = written.axes_of_root_of_squares(operation.target, operation.attributes, len(value.shape))
+        axes = written.axes_of_root_of_squares(operation.target, operation.attributes, len(value.shape), value.dtype)
         return axes is not None and (len(axes) == len(value.shape) or 0 not in axes)
 
     def _square(self, value: Value, output: Value) -> None:
@@ -134,7 +134,7 @@ class _Squares:
 
     def _sum_of_squares(self, norm: Operation, output: Value) -> None:
         value, attributes = norm.tensors["self"], norm.attributes
-        axes = written.axes_of_root_of_squares(norm.target, attributes, len(value.shape))
+        axes = written.axes_of_root_of_squares(norm.target, attributes, len(value.shape), value.dtype)
         all_axes = axes is None or (len(axes) == len(value.shape) and not output.shape)
         added = written.reduced(written.SUM, None if all_axes else axes, bool(attributes.get("keepdim")))
         self._add(written.squared(), self._value("each", value, output), value)

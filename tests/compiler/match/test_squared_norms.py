@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
@@ -59,6 +60,10 @@ BETWEEN = {
     "product of views": lambda z: (norm(z)[:, None] * (3 * norm(z).view(-1, 1))).sum(1) / 3,
     "relu": lambda z: torch.relu(norm(z)) ** 2,
     "clamp": lambda z: norm(z).clamp(min=0).abs().square(),
+    "leaky": lambda z: F.leaky_relu(norm(z)) ** 2,
+    "exponential unit": lambda z: F.elu(3 * norm(z)) * norm(z) / 3,
+    "nothing added": lambda z: norm(z).mul(1.0).add(0.0).square(),
+    "its own dtype": lambda z: torch.linalg.vector_norm(z, dim=1, dtype=torch.float64) ** 2,
     "both": lambda z: torch.stack([norm(z), norm(2 * z)], 1).square().sum(1) / 5,
     "and others": lambda z: torch.cat([norm(z)[:, None], z[:, :1]], 1).square().sum(1) - z[:, 0] ** 2,
     "matrix norm": lambda z: torch.linalg.matrix_norm(z.view(-1, 3, 1)).unsqueeze(1).square().squeeze(1),

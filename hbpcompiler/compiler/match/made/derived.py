@@ -11,17 +11,24 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.match.made.complex_regions import Region, in_pairs, regions, without_unread
-from hbpcompiler.compiler.match.made.probe import NotDerivableError, apart, check_other_masks, first_line, probe
+from hbpcompiler.compiler.match.made.probe import (
+    NotDerivableError,
+    apart,
+    check_other_masks,
+    each_alone,
+    first_line,
+    probe,
+)
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.match.operation.composites import composite
-from hbpcompiler.compiler.match.operation.examples import Examples
+from hbpcompiler.compiler.match.operation.examples import Examples, of_parts
 from hbpcompiler.compiler.match.parameters.parameter_values import rule_of
 from hbpcompiler.compiler.match.samples.sample_wise import misplaced
-from hbpcompiler.compiler.trace.graph import Graph, N, Operation
+from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.rule import Rule
-from hbpcompiler.rule.composite import PREFIX, Composite
+from hbpcompiler.rule.composite import PREFIX, Composite, EachSample
 from hbpcompiler.rule.derived import DerivedRule, Use, derived_rule
 from hbpcompiler.rule.registry import AnyRule, Registry
 
@@ -74,20 +81,50 @@ class Deriving:
         return not isinstance(rule, Rule) or not covers(rule, operation, graph.active)
 
     def derived(self, region: Region, values: Mapping[str, Tensor], active: AbstractSet[str]) -> Operation:
+        """The region as one operation, which has a rule now."""
+        last = region.operations[-1]
+        if not any(inner.parts for inner in region.operations):
+            return self._rule_of(self._function(region), region, values, active, values[last.name])
+        if len(region.operations) > 1:
+            raise NotDerivableError("positions are merged into the sample axis within it")
+        found = {value.name: of_parts(values[value.name], last, value)
+                 for value in (*region.inputs.values(), last.output)}
+        inputs = {slot: _of_part(value) for slot, value in region.inputs.items()}
+        one = Region([replace(last, tensors=inputs, output=_of_part(last.output))], inputs)
+        made = self._rule_of(self._function(one), one, found, active, found[last.name])
+        return replace(made, tensors=dict(region.inputs), output=last.output)
+
+    def of_each(self, region: Region, values: Mapping[str, Tensor],
+                active: AbstractSet[str]) -> tuple[Operation, EachSample]:
+        """What the region makes of each sample alone, a number: that as an operation, and its function."""
+        tensors = [values[value.name] for value in region.inputs.values()]
+        moving = [at for at, value in enumerate(region.inputs.values()) if value.name in active]
+        function, losses = each_alone(self._function(region), tensors, moving)
+        known = self._functions.setdefault(_text(function), function)
+        assert isinstance(known, EachSample)
+        made = self._rule_of(known, region, values, active, losses)
+        each = replace(made.output, name=f"{made.name}_each", shape=(N,))
+        return replace(made, output=each), known
+
+    def _function(self, region: Region) -> Composite:
+        """The region as a function; of equal ones the first."""
         for inner in region.operations:
             if (wrong := self.registry.wrong_derivatives.get(inner.target)) is not None:
                 raise NotDerivableError(wrong)
             _check_schema(inner)
+        name = _numbered(region.name, {known.name.removeprefix(PREFIX) for known in self._functions.values()})
+        try:
+            function = composite(PREFIX + name, region.operations, region.inputs)
+        except (ValueError, KeyError, TypeError) as error:
+            raise NotDerivableError(str(error)) from error
+        return self._functions.setdefault(_text(function), function)
+
+    def _rule_of(self, function: Composite, region: Region, values: Mapping[str, Tensor], active: AbstractSet[str],
+                 expected: Tensor) -> Operation:
         operation, inputs = region.operations[-1], region.inputs
         slots = list(inputs)
         moving = [slot for slot, value in inputs.items() if value.name in active]
-        name = _numbered(region.name, {known.name.removeprefix(PREFIX) for known in self._functions.values()})
-        try:
-            function = composite(PREFIX + name, region.operations, inputs)
-        except (ValueError, KeyError, TypeError) as error:
-            raise NotDerivableError(str(error)) from error
-        function = self._functions.setdefault(_text(function), function)
-        tensors, expected = [values[value.name] for value in inputs.values()], values[operation.name]
+        tensors = [values[value.name] for value in inputs.values()]
         if self.examples.alike:
             tensors = apart(tensors, function.batched)
             expected = function(*tensors)
@@ -136,6 +173,11 @@ def _numbered(wish: str, taken: AbstractSet[str]) -> str:
         number += 1
         name = f"{wish}_{number}"
     return name
+
+
+def _of_part(value: Value) -> Value:
+    """The same for each part of a sample, as if that were one."""
+    return replace(value, shape=(value.shape[0], *value.shape[2:])) if value.shared or value.batched else value
 
 
 def _text(function: Composite) -> str:

@@ -112,6 +112,17 @@ def _each(function: Composite, given: Sequence[Tensor], shared: Sequence[int], e
     return each
 
 
+def each_alone(function: Composite, given: list[Tensor], active: Sequence[int]) -> tuple[EachSample, Tensor]:
+    """What it makes of each sample alone, and that of these: all samples at once, if torch can differentiate it so."""
+    slow, fast = EachSample(function, [], one_by_one=True), EachSample(function, [], one_by_one=False)
+    wanted = slow(*given)
+    columns = torch.ones_like(wanted).unsqueeze(1)
+    is_same = _same(lambda: fast(*given), wanted) and all(
+        _same(partial(pulled_back, fast, columns, given, at, one_by_one=True),
+              pulled_back(slow, columns, given, at, one_by_one=True)) for at in active)
+    return fast if is_same else slow, wanted
+
+
 def _check_value(function: Composite, given: Sequence[Tensor], expected: Tensor) -> None:
     found = function(*given)
     if not close(found, expected):

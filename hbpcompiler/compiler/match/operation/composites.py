@@ -18,6 +18,8 @@ from hbpcompiler.rule.composite import Composite
 ARGUMENTS = {"self": "x"}
 """What a function calls its arguments, where that is not what torch calls them."""
 PUBLIC = (torch, torch.special, torch.linalg, torch.fft, torch.nn.functional)
+OF_TWO_MINDS = ("reduction",)
+"""Arguments whose default is a word in torch's tables: torch.triplet_margin_loss takes "none", its schema "mean"."""
 
 
 def composite(name: str, operations: Sequence[Operation], inputs: Mapping[str, Value]) -> Composite:
@@ -78,7 +80,7 @@ def _short(operation: Operation, positional: Sequence[Any], keywords: Mapping[st
 
 
 def _is_default(argument: Any, item: Any) -> bool:
-    if isinstance(item, fx.Proxy) or not argument.has_default_value():
+    if isinstance(item, fx.Proxy) or not argument.has_default_value() or argument.name in OF_TWO_MINDS:
         return False
     default = argument.default_value
     return item is default or (type(item) is type(default) and isinstance(item, int | float | str | bool)

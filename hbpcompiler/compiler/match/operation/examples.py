@@ -50,10 +50,15 @@ class Examples:
         def tensor(slot: str) -> Any:
             return values[operation.tensors[slot].name]
 
+        def of_part(slot: str) -> Any:
+            return of_parts(tensor(slot), operation, operation.tensors[slot])
+
         has_forward = isinstance(rule, Rule) and rule.forward is not None
         if aten.is_torchs(operation):
             try:
-                found = aten.call(operation, aten.overload_of(operation), tensor, self._other)
+                found = aten.call(operation, aten.overload_of(operation), of_part, self._other)
+                if operation.parts:
+                    found = found.unflatten(0, (1 if operation.output.shared else self.samples, -1))
                 if not has_forward or self._has_its_shape(found, operation.output):
                     return found
             except RuntimeError:
@@ -76,3 +81,8 @@ class Examples:
         if isinstance(item, torch.device):
             return self.batch[0].device
         return arithmetic(item, self.samples) if depends_on_batch(item) else item
+
+
+def of_parts(tensor: Tensor, operation: Operation, value: Value) -> Tensor:
+    """What the operation acts on: the parts of samples as samples, if it takes any."""
+    return tensor.flatten(0, 1) if operation.parts and (value.shared or value.batched) else tensor
