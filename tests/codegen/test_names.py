@@ -260,3 +260,17 @@ def test_values_that_are_others_again_are_called_as_those():
     assert not re.search(r"(?m)\w_clone\b|\w_view\b|^ +each_sample", compiled.code)
     assert "S_head = S_loss" in compiled.code
     assert "g_places_each_sample" in compiled.code
+
+
+def test_results_are_called_as_no_helper_function_is():
+    """`gram` is a helper, too, which the program's factors call."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 2, 2), *(nn.Sequential(nn.Linear(7, 7), nn.Tanh()) for _ in range(15)))
+    model = nn.Sequential(*model, nn.Flatten(), nn.Linear(14, 2)).double()
+    X, y = torch.randn(3, 1, 8, dtype=torch.float64), torch.tensor([0, 1, 0])
+    compiled = hbp.compile(model, quantities=["kflr", "gram", "gram_mc", "sqrt_ggn"], example_inputs=(X, y))
+    assert re.search(r"gram\(", compiled.code)
+    assert "gram=gram_," in compiled.code
+    result = compiled(X, y)
+    columns = torch.cat([value.flatten(2) for value in result.sqrt_ggn.values()], 2).flatten(0, 1)
+    torch.testing.assert_close(result.gram["all"].flatten(2).flatten(0, 1), columns @ columns.T)
