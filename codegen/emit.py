@@ -90,6 +90,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     shared = Outline()
     if large:
         entries, shared = _in_tables(graph, results, header.modules, limits if outline else None)
+    variables = {name: names.fresh(name) for name in header.quantities} if large else {}
     listed = _listed(results, header.quantities, names) if large else Listed()
     functions = Functions(names, shared, entries, limits, listed=listed, lengths=lengths(graph, entries),
                           where=where_in(graph))
@@ -100,8 +101,8 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     as_tables = large and can_be_tables(asked)
     parts = _sections(printer, as_tables)
     if as_tables:
-        parts["results"] = result_tables(entries, look, names, asked, listed, _axes(functions))
-    returned = {look(node)[0] for node in output.all_input_nodes if node in printer.texts}
+        parts["results"] = result_tables(entries, look, names, asked, variables, listed, _axes(functions))
+    returned = {look(node)[0] for node in output.all_input_nodes if node in printer.texts} | {*variables.values()}
     sections = [section for sections in parts.values() for section in sections]
     free_at_last_use(sections, returned, limits)
     tell_once(sections, functions.texts)
@@ -114,7 +115,7 @@ def emit(graph: fx.Graph, header: Header, inputs: Mapping[str, str], outputs: Se
     text = _template().render(
         **_of_the_head(header, parts, functions, definitions(graph), tables),
         header=header,
-        fields=[_field(name, results[name], as_tables, look) for name in header.quantities],
+        fields=[_field(name, results[name], variables[name] if as_tables else "", look) for name in header.quantities],
         parts={part: merged(sections) for part, sections in parts.items()} if large else parts,
         arguments=[_parameter(node, given[node]) for node in given if node.target != STATE],
         call=_call(given),
@@ -251,15 +252,15 @@ def _left_out(name: str, default: str | None) -> str:
     return name if default is None else f"{name}={default}"
 
 
-def _field(name: str, results: Any, in_variable: bool, look: Callable[[fx.Node], Text]) -> dict[str, Any]:
-    """A field of the result: a dict by parameter, or one tensor; it may stand in a variable of its own name."""
+def _field(name: str, results: Any, variable: str, look: Callable[[fx.Node], Text]) -> dict[str, Any]:
+    """A field of the result: a dict by parameter, or one tensor; it may stand in a variable."""
     quantity = QUANTITIES[name]
-    kind, entries, value = quantity.record or "Tensor", [], name
+    kind, entries, value = quantity.record or "Tensor", [], variable
     if isinstance(results, fx.Node):
-        value = name if in_variable else look(results)[0]
+        value = variable or look(results)[0]
     else:
         kind = f"Dict[str, {kind}]"
-        entries = [] if in_variable else [
+        entries = [] if variable else [
             (quote(key), record_text(name, result, look)) for key, result in results.items()]
     return {"name": name, "type": kind, "entries": entries, "value": value, "summary": quantity.summary}
 

@@ -31,6 +31,8 @@ class Inlining:
         """A short pure expression that one line reads is written into that line."""
         if self.in_next_line(node, text):
             return is_pure(node)
+        if self._goes_on_in_place(node):
+            return len(text) <= INLINE_WIDTH
         if node.meta.get("hint") or len(node.users) != 1:
             return False
         (user,) = node.users
@@ -54,9 +56,25 @@ class Inlining:
                 and not is_text(user) and not writes_in_place(user) and times_read(node, user) == 1
                 and self.order[user] - self.order[node] <= CHAIN and not self._overwritten(node, user))
 
+    def _goes_on_in_place(self, node: fx.Node) -> bool:
+        """Whether a result is written over by one operation after the other, squares.div_(N).sub_(...): nobody reads
+        what is between them, nor is anything else changed in the meantime."""
+        if len(node.users) != 1 or node in self.placed or meta.hint(node) or not _ends(node):
+            return False
+        (user,) = node.users
+        return (_ends(user) and user.args[0] is node and times_read(node, user) == 1
+                and meta.block(user) == meta.block(node)
+                and bisect.bisect(self.writes, self.order[node]) == bisect.bisect_left(self.writes, self.order[user]))
+
     def _overwritten(self, node: fx.Node, user: fx.Node) -> bool:
         """Whether it would be computed after something was overwritten."""
         return bisect.bisect(self.writes, self.order[node]) < bisect.bisect_left(self.writes, self.order[user])
+
+
+def _ends(node: fx.Node) -> bool:
+    """Whether it changes a tensor in place among the results."""
+    block = meta.block(node)
+    return node.op == "call_method" and writes_in_place(node) and block is not None and block.part == "results"
 
 
 def all_pure(graph: fx.Graph) -> bool:

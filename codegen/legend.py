@@ -85,6 +85,7 @@ SUFFIXES: Mapping[str, str] = {
     "negative": "of columns with sign -",
     "weighted": "times samples' weights or their roots",
     "normalised": "as a norm makes it, before weight and bias",
+    "rstd": "of a norm, 1 / sqrt(var + eps)",
     "back": "columns, taken back through the operation that made their value",
     "turn": "of one turn of a loop",
     "pieces": "the input windows that one position of the later convolution sees, as samples of their own",

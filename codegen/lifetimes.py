@@ -90,11 +90,12 @@ def free_at_last_use(sections: Sequence[Section], kept: Collection[str] = (),
 
 
 def _statements(lines: Sequence[str]) -> Iterator[tuple[set[str], str, str]]:
-    """Names that a line makes at this depth, its shape, the line."""
+    """Names that a line makes at this depth, the shape behind it or "", the line."""
     for line in lines:
         match = MADE.match(line)
         names = {name for name in match["names"].split(", ") if name != "_"} if match is not None else set()
-        yield names, line.rpartition("  # ")[2], line
+        _, told, shape = line.rpartition("  # ")
+        yield names, shape if told else "", line
 
 
 def _is_large(comment: str, limits: Limits, sizes: Mapping[str, int]) -> bool:

@@ -196,17 +196,27 @@ def _saved(graph: fx.Graph, classes: Classes) -> Saved:
 
 
 def _named(run: Run) -> dict[str, fx.Node]:
-    """The values that others read, by keys that say where they are in the module."""
+    """The values that others read, by keys that say where they are in the module: by its part, by the operation too
+    where several of that part's are there, and by what they are beside the operation's own value, as its mean."""
+    values = run.whole.values()
+    titles = {node: under("" if (block := meta.block(node)) is None else block.title, run.path) for node in values}
+    parts = {title.rpartition(": ")[0]: title for title in titles.values()}
+    alone = {part for part, last in parts.items() if all(
+        title == last for title in titles.values() if title.rpartition(": ")[0] == part)}
     found: dict[str, fx.Node] = {}
-    for node in run.whole.values():
-        block = meta.block(node)
-        inside = under("" if block is None else block.title, run.path)
-        base = inside.rpartition(": ")[0] or inside
+    own: tuple[Block | None, str, str] = None, "", ""
+    for node in values:
+        part, _, operation = titles[node].rpartition(": ")
+        base = part if part and part in alone else f"{part}_{operation}" if part else operation
+        block, hint = meta.block(node), meta.hint(node)
+        beside = block is own[0] and bool(own[1]) and hint.startswith(f"{own[1]}_")
+        base = f"{own[2]}{hint.removeprefix(own[1])}" if beside else base
         key, number = base, 1
         while key in found:
             number += 1
             key = f"{base}_{number}"
         found[key] = node
+        own = own if beside else (block, hint, key)
     return found
 
 

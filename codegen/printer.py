@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import operator
 import types
 from collections.abc import Callable, Mapping
@@ -34,6 +35,8 @@ PREFIX: Mapping[Any, str] = {operator.neg: "-", operator.invert: "~"}
 
 SMALLEST_SHARE = 1e-9
 """Of one; smaller numbers are no share of a mean."""
+LARGEST_ROOT = 2**20
+"""Of larger numbers no root is told."""
 
 Text = tuple[str, int]
 Look = Callable[[fx.Node], Text]
@@ -90,6 +93,8 @@ def expression(node: fx.Node, look: Look) -> Text:
             return f'float("{item}")'
         if isinstance(item, float) and (fraction := _fraction(item)):
             return fraction if strength <= MULTIPLY else f"({fraction})"
+        if isinstance(item, float) and (root := _root(item)):
+            return root if strength <= MULTIPLY else f"({root})"
         if isinstance(item, int | float) and item < 0 and strength > UNARY:
             return f"({item!r})"
         if isinstance(item, Composite):
@@ -130,6 +135,18 @@ def _fraction(number: float) -> str:
         return ""
     text = f"1 / {round(1 / number)}"
     return text if len(text) < len(repr(number)) else ""
+
+
+def _root(number: float) -> str:
+    """8 ** -0.5 for 0.3535533905932738, the root of a size; "" for what is no whole number's, to the last bit."""
+    if not math.isfinite(number) or number <= 0:
+        return ""
+    inside = round(1 / number**2 if number < 1 else number**2) if number >= LARGEST_ROOT**-0.5 else LARGEST_ROOT + 1
+    if not 1 < inside <= LARGEST_ROOT or math.isqrt(inside) ** 2 == inside:
+        return ""
+    root = inside**0.5
+    texts = {f"{inside} ** 0.5": root, f"{inside} ** -0.5": inside**-0.5, f"1 / {inside} ** 0.5": 1 / root}
+    return next((text for text, same in texts.items() if same == number and len(text) < len(repr(number))), "")
 
 
 def _view(node: fx.Node) -> str:

@@ -224,7 +224,8 @@ class Printer:
                 raise TypeError(f"{text}: a call with several results must be read by index")
             position = user.args[1]
             if names[position] == "_":
-                wish = self.temporaries.wished(user) or f"{self.temporaries.wish(node)}_{position}"
+                wish = (self.temporaries.wished(user) or self.temporaries.of_its_reader(user)
+                        or f"{self.temporaries.wish(node)}_{position}")
                 names[position] = self._named(user, wish)
             self.texts[user] = (names[position], ATOM)
             if "shape" in user.meta:

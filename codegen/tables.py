@@ -84,15 +84,15 @@ def _nodes_of(value: Any) -> Iterator[fx.Node]:
             yield from _nodes_of(part)
 
 
-def result_tables(places: Places, look: Look, names: Names, results: Mapping[str, Any],
+def result_tables(places: Places, look: Look, names: Names, results: Mapping[str, Any], variables: Mapping[str, str],
                   listed: Listed, axes: Mapping[str, int]) -> list[Section]:
-    """A section for each quantity, in the order in which their lines would stand one by one. `axes`: how many each
-    parameter has."""
-    writer = _Results(places, look, names, axes)
+    """A section for each quantity, in the order in which their lines would stand one by one. `variables`: what each is
+    called; `axes`: how many each parameter has."""
+    writer = _Results(places, look, names, variables, axes)
     sections = []
     for quantity, values in results.items():
         if isinstance(values, fx.Node):
-            sections.append(Section(quantity, [f"{quantity} = {writer.of_batch(values)}"]))
+            sections.append(Section(quantity, [f"{variables[quantity]} = {writer.of_batch(values)}"]))
             continue
         sections.append(Section(quantity, writer.lines(quantity, values, listed.text(list(values)))))
     return sections
@@ -150,8 +150,9 @@ class _ByName:
 class _Results:
     """Writes quantities: results that are made alike are one line."""
 
-    def __init__(self, places: Places, look: Look, names: Names, axes: Mapping[str, int]) -> None:
-        self.places, self.look, self.names, self.axes = places, look, names, axes
+    def __init__(self, places: Places, look: Look, names: Names, variables: Mapping[str, str],
+                 axes: Mapping[str, int]) -> None:
+        self.places, self.look, self.names, self.variables, self.axes = places, look, names, variables, axes
         self.quantity = ""
         self.others: dict[tuple[tuple[str, str], ...], str] = {}
         """(parameter, the other whose entries its result is made of) -> what the dict of these is called."""
@@ -163,14 +164,14 @@ class _Results:
 
     def lines(self, quantity: str, results: Mapping[str, Any], names: str) -> list[str]:
         """Statements that make the dict of a quantity."""
-        self.quantity = quantity
-        groups = self._groups(quantity, results)
+        self.quantity, variable = quantity, self.variables[quantity]
+        groups = self._groups(variable, results)
         kind = QUANTITIES[quantity].record or "Tensor"
         if len(groups) == 1 and OTHER not in next(iter(groups)).text:
             (form,) = groups
-            return [f"{quantity} = {{name: {form.text} for name in {names}}}"]
+            return [f"{variable} = {{name: {form.text} for name in {names}}}"]
         head: list[str] = []
-        lines = [f"{quantity}: Dict[str, {kind}] = {{}}", f"for name in {names}:"]
+        lines = [f"{variable}: Dict[str, {kind}] = {{}}", f"for name in {names}:"]
         forms = sorted(groups, key=lambda form: len(groups[form]))
         for number, form in enumerate(forms):
             members, text = groups[form], form.text
@@ -184,10 +185,10 @@ class _Results:
                 text, test = text.replace(OTHER, f"{called}[name]"), f"name in {called}"
             word = "if" if number == 0 else "elif"
             lines.append("    else:" if number == len(forms) - 1 and number else f"    {word} {test}:")
-            lines.append(f"        {quantity}[name] = {text}")
+            lines.append(f"        {variable}[name] = {text}")
         return [*head, *lines]
 
-    def _groups(self, quantity: str, results: Mapping[str, Any]) -> dict[_Form, dict[str, str]]:
+    def _groups(self, variable: str, results: Mapping[str, Any]) -> dict[_Form, dict[str, str]]:
         """Parameters whose results are made alike, each with the other parameter that its result is made of."""
         groups: dict[_Form, dict[str, str]] = {}
         in_place: dict[_Form, _Form] = {}
@@ -197,7 +198,7 @@ class _Results:
             groups.setdefault(form, {})[key] = other
             for field, node in value.items() if isinstance(value, dict) else [("", value)]:
                 if isinstance(node, fx.Node):
-                    self.written.setdefault(node, (f"{quantity}[{{name}}]{'.' if field else ''}{field}", key))
+                    self.written.setdefault(node, (f"{variable}[{{name}}]{'.' if field else ''}{field}", key))
         for form, same in in_place.items():  # a division in place and one that is not are one line
             if same != form and same in groups:
                 groups[same] |= groups.pop(form)

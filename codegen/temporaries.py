@@ -28,9 +28,11 @@ DEEPEST = 2
 PRODUCTS = "T"
 NEGATIVE_PART = "negative_part"
 
-LAYOUT = frozenset({"flat", "rows", "row", "col", "shaped", "turned", "spread", "cast", "windows",
+LAYOUT = frozenset({"flat", "rows", "row", "col", "shaped", "shaped_col", "turned", "spread", "cast", "windows",
                     "entries"})
 """Suffixes that say how a tensor lies and not what it is: the next one takes their place."""
+LONGER = {"unflatten": "flat", "reshape": "flat", "unsqueeze": "row"}
+"""Methods whose result may have an axis more, and what the tensor without it is of it."""
 UPDATES = {"mul_", "div_", "add_", "sub_"}
 """Methods whose result keeps the name of the tensor that they write to."""
 BACKWARD = re.compile(r"_backward(_data)?$")
@@ -66,13 +68,22 @@ class Temporaries:
 
     def wish(self, node: fx.Node) -> str:
         """What a node without a hint would like to be called."""
-        if own := self.wished(node) or self._before_unflattened(node):
+        if own := self.wished(node) or self.of_its_reader(node):
             return own
         if _is_product(node):
             return f"{PRODUCTS}_{self.subject(node)}"
-        suffix = _suffix(node)
+        suffix = self._lying(node)
         base = self._base(node.all_input_nodes[0] if suffix == NEGATIVE_PART else node)  # of -x, which that says itself
         return self._with(base, suffix) if base else suffix
+
+    def _lying(self, node: fx.Node) -> str:
+        """The suffix of a node; with an axis more of what was brought into another shape, both are said, for the tensor
+        with an axis more alone may have a line, too."""
+        suffix, read = _suffix(node), node.args[0] if node.args else None
+        if suffix != "col" or not isinstance(read, fx.Node) or _suffix(read) != "shaped":
+            return suffix
+        name = self.texts[read][0] if read in self.texts else ""
+        return f"shaped_{suffix}" if name.endswith("_shaped") or NAME.fullmatch(name) is None else suffix
 
     def _with(self, base: str, suffix: str) -> str:
         """A name with one suffix more; one that it ends in already gets the next number."""
@@ -84,15 +95,14 @@ class Temporaries:
             base = known.origin
         return fitting(f"{base}_{suffix}")
 
-    def _before_unflattened(self, node: fx.Node) -> str:
-        """Where a value with a name of its own is but this one with an axis taken apart."""
+    def of_its_reader(self, node: fx.Node) -> str:
+        """Where a value with a name of its own is but this one with an axis more, or with one taken apart."""
         users = list(node.users)
-        if len(users) != 1 or called(users[0]) not in ("unflatten", "reshape") or not self.hint(users[0]):
+        how = called(users[0]) if len(users) == 1 and self.hint(users[0]) else ""
+        before, after = meta.shape(node), meta.shape(users[0]) if users else None
+        if how not in LONGER or before is None or after is None or len(after) <= len(before):
             return ""
-        before, after = meta.shape(node), meta.shape(users[0])
-        longer = before is not None and after is not None and len(after) > len(before)
-        ending = "rows" if users[0].args[1:2] == (0,) else "flat"
-        return f"{self.hint(users[0])}_{ending}" if longer else ""
+        return f"{self.hint(users[0])}_{'rows' if how != 'unsqueeze' and users[0].args[1:2] == (0,) else LONGER[how]}"
 
     def wished(self, node: fx.Node) -> str:
         """What was wished for, with what it is of: a wish that ends in _ is of the node's subject, one that begins

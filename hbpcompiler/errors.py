@@ -29,6 +29,15 @@ class ModelError(CompileError, ValueError):
     """The model cannot be compiled as it stands."""
 
 
+class NoLossError(ModelError):
+    """The loss is no tensor of one number."""
+
+    def __init__(self, text: str, returned: object) -> None:
+        super().__init__(text)
+        self.number = returned if isinstance(returned, int | float) else None
+        """Python's, if it is one."""
+
+
 class OptionError(CompileError, ValueError):
     """An option of compile has a value that makes no sense."""
 
@@ -85,6 +94,10 @@ class InternalError(HbpError, AssertionError):
 
 class RankError(HbpError, RuntimeError):
     """Another process of a torch.distributed group failed, or is gone."""
+
+
+class ScipyMissingError(HbpError, ImportError):
+    """SciPy is not installed."""
 
 
 class IndefiniteCurvatureWarning(UserWarning):

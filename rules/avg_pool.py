@@ -24,7 +24,7 @@ from hbpcompiler.rule import (
     avg_pool3d_back,
 )
 
-from .shared.image_cases import case_of_images
+from .shared.image_cases import adaptive_cases, case_of_images
 from .shared.spatial import brief, options, per_axis
 
 AVERAGE: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -129,9 +129,6 @@ def adaptive_avg_pool(axes: int) -> Rule:
     def columns_axes(op: Op) -> int:
         return 2 + len(op.shape("self"))
 
-    def case(*shape: int, size: list[int]) -> Case:
-        return Case({"self": (shape[0], *shape[1 : axes + 1])}, {"output_size": size[:axes]})
-
     return Rule(
         operations=[f"aten.adaptive_avg_pool{axes}d"] + ([f"aten._adaptive_avg_pool{axes}d"] if axes > 1 else []),
         forward=forward,
@@ -139,14 +136,7 @@ def adaptive_avg_pool(axes: int) -> Rule:
         residual=ZERO,
         formula="S / size of the window, at each of its places",
         structure=Structure.CONSTANT,
-        cases=[
-            case(2, 4, 2, 3, size=[2, 1, 3]),
-            case(2, 5, 4, 3, size=[3, 3, 2]),
-            case(2, 3, 3, 2, size=[1, 1, 1]),
-            case(1, 2, 3, 2, size=[3, 4, 2]),
-            Case({"self": (4, 3, 2)[:axes]}, {"output_size": [3, 1, 2][:axes]}),  # no channels
-            Case({"self": (4, 3, 2)[:axes]}, {"output_size": [1, 1, 1][:axes]}),
-        ],
+        cases=[*adaptive_cases(axes), Case({"self": (4, 3, 2)[:axes]}, {"output_size": [1, 1, 1][:axes]})],
     )
 
 

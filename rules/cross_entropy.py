@@ -6,7 +6,6 @@ the gradient is total * p - q and the Hessian total * (diag(p) - p p^T), with to
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,20 +25,14 @@ from hbpcompiler.rule import (
 )
 
 from .shared import class_weights
-from .shared.class_weights import counted, labels, of_samples
+from .shared.class_weights import counted, given, labels, of_samples
 from .shared.loss_terms import at, check_floating, check_labels, check_shape, drawable, reduction
 from .shared.simplex import positionwise
 
 
 def loss(op: Op, reduction: str) -> Tensor:
-    given: dict[str, Any] = {}
-    if op.has("weight"):
-        given["weight"] = op.weight
-    if op.ignore_index != -100:
-        given["ignore_index"] = op.ignore_index
-    if op.label_smoothing:
-        given["label_smoothing"] = op.label_smoothing
-    return F.cross_entropy(op.self, op.target, reduction=reduction, **given)
+    smoothed = {"label_smoothing": op.label_smoothing} if op.label_smoothing else {}
+    return F.cross_entropy(op.self, op.target, reduction=reduction, **given(op), **smoothed)
 
 
 def each(op: Op) -> Tensor:

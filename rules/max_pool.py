@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, Layout, Op, Rule, Selection, Structure, Tensor, Window
 
-from .shared.image_cases import case_of_images
+from .shared.image_cases import adaptive_cases, case_of_images
 from .shared.selecting import SELECTED, with_places
 from .shared.spatial import brief, options, per_axis, scatter
 
@@ -98,9 +98,6 @@ def adaptive_max_pool(axes: int) -> Rule:
     def forward(op: Op) -> Any:
         return with_places(op, ADAPTIVE[axes](op.self, per_axis(op.output_size, axes)))
 
-    def case(*shape: int, size: list[int]) -> Case:
-        return Case({"self": (shape[0], *shape[1 : axes + 1])}, {"output_size": size[:axes]})
-
     return Rule(
         operations=[f"aten.adaptive_max_pool{axes}d"],
         forward=forward,
@@ -109,13 +106,7 @@ def adaptive_max_pool(axes: int) -> Rule:
         formula=SELECTED,
         structure=structure(axes),
         layout=Layout.CHANNELS,
-        cases=[
-            case(2, 4, 2, 3, size=[2, 1, 3]),
-            case(2, 5, 4, 3, size=[3, 3, 2]),
-            case(2, 3, 3, 2, size=[1, 1, 1]),
-            case(1, 2, 3, 2, size=[3, 4, 2]),
-            Case({"self": (4, 3, 2)[:axes]}, {"output_size": [3, 1, 2][:axes]}),  # no channels
-        ],
+        cases=adaptive_cases(axes),
     )
 
 

@@ -1,24 +1,18 @@
 """Negative log-likelihood of log-probabilities [N, C, *d]: linear, so all curvature lies in what made them."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from hbpcompiler.rule import ZERO, Case, LossRule, Op, Tensor
 
-from .shared.class_weights import counted, labels, of_samples, terms
+from .shared.class_weights import counted, given, labels, of_samples, terms
 from .shared.loss_terms import check_labels, check_shape, reduction
 
 
 def loss(op: Op, reduction: str) -> Tensor:
-    given: dict[str, Any] = {}
-    if op.has("weight"):
-        given["weight"] = op.weight
-    if op.ignore_index != -100:
-        given["ignore_index"] = op.ignore_index
-    return F.nll_loss(op.self, op.target, reduction=reduction, **given)
+    return F.nll_loss(op.self, op.target, reduction=reduction, **given(op))
 
 
 def gradient(op: Op) -> Tensor:

@@ -161,3 +161,15 @@ def settings_of(draw, chains):
     X = torch.randn(samples, *shape, generator=generator, dtype=torch.float64)
     loss, y = draw(losses(classes, samples, generator))
     return model, loss, X, y
+
+
+class Shifted(nn.Module):
+    """A function of values that a parameter moves."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x + self.bias)

@@ -196,6 +196,21 @@ def test_a_loss_of_ones_own_as_a_function():
         close(result.diag_h[key], value, key)
 
 
+def kinds_of(base):
+    """All classes below it that have a public name and are the library's."""
+    for kind in base.__subclasses__():
+        yield from kinds_of(kind)
+        if kind.__module__.startswith("hbpcompiler") and not kind.__name__.startswith("_"):
+            yield kind
+
+
+def test_every_class_that_a_traceback_shows_is_an_attribute():
+    found = {*kinds_of(hbp.HbpError), *(kind for kind in kinds_of(Warning) if kind.__module__ == hbp.errors.__name__)}
+    assert {hbp.OptionTypeError, hbp.ScipyMissingError, hbp.CacheWarning} <= found
+    assert [kind for kind in found if getattr(hbp, kind.__name__, None) is not kind] == []
+    assert {kind.__name__ for kind in found} <= {*hbp.__all__}
+
+
 def test_what_completion_offers():
     """Names for users, and no inner modules, which stay importable."""
     assert {*hbp.__all__} <= {*dir(hbp)}

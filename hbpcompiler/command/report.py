@@ -9,6 +9,7 @@ import click
 from hbpcompiler.command.imported import clean_errors
 from hbpcompiler.report import report
 from hbpcompiler.report.watching import watch
+from hbpcompiler.report.writing import logs_in
 from hbpcompiler.runs import read
 
 
@@ -17,16 +18,18 @@ from hbpcompiler.runs import read
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"),
               show_default=True, metavar="FILE", help="The page to write.")
 def report_command(logs: tuple[Path, ...], output: Path) -> None:
-    """Write one page of HTML about the runs of LOGs, which hbp.Monitor has written.
+    """Write one page of HTML about the runs of LOGs, which hbp.Monitor has written: files, or folders of *.jsonl.
 
     \b
     hbp report run.jsonl
     hbp report small.jsonl large.jsonl -o comparison.html
+    hbp report runs -o runs.html
     """
     with clean_errors():
-        report(logs, output)
+        found = logs_in(logs)
+        report(found, output)
     size = output.stat().st_size / 1e6
-    click.echo(f"{output}: {len(logs)} {'run' if len(logs) == 1 else 'runs'}, {size:.1f} MB; open it in a browser")
+    click.echo(f"{output}: {len(found)} {'run' if len(found) == 1 else 'runs'}, {size:.1f} MB; open it in a browser")
 
 
 @click.command("watch")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.errors import HbpError
+from hbpcompiler.errors import ScipyMissingError
 
 
 def linear_operator(curvature: Any) -> Any:
@@ -26,7 +26,3 @@ def linear_operator(curvature: Any) -> Any:
         return times(array.reshape(-1))
 
     return LinearOperator(curvature.shape, matvec=vector, rmatvec=vector, matmat=times, rmatmat=times, dtype=kind)
-
-
-class ScipyMissingError(HbpError, ImportError):
-    """SciPy is not installed."""

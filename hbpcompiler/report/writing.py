@@ -19,6 +19,8 @@ from hbpcompiler.version import __version__
 
 SCRIPTS = ("look.js", "series.js", "pictures.js", "layers.js", "page.js")
 """Of the page, in the order in which they are run."""
+ENDINGS = ("", ".html", ".htm")
+"""Of the page's name."""
 
 
 def report(logs: str | Path | Run | Sequence[str | Path | Run], path: str | Path = "report.html") -> Path:
@@ -29,19 +31,23 @@ def report(logs: str | Path | Run | Sequence[str | Path | Run], path: str | Path
     whose quantities no run has are left out and named at the end.
 
     Args:
-        logs: files that `hbp.Monitor` writes, also while it does, or what `hbpcompiler.runs.read` made of them.
-        path: file to write; one that is there is replaced.
+        logs: files that `hbp.Monitor` writes, also while it does, folders of such (*.jsonl), or what
+            `hbpcompiler.runs.read` made of them.
+        path: file to write, a .html; one that is there is replaced.
 
     Returns:
         The path.
 
     Raises:
-        InputError: a log cannot be read or is none; every one is named. The page cannot be written, or would replace
-            a log.
+        InputError: a log cannot be read or is none; every one is named. The page cannot be written, would replace
+            a log, or is called as another kind of file.
         OptionError: plotly is missing: `pip install 'hbpcompiler[report]'`.
     """
-    runs = _read([logs] if isinstance(logs, str | Path | Run) else list(logs))
     target = Path(path)
+    if target.suffix.lower() not in ENDINGS:
+        raise InputError(f"path: {target} is no name for a page of HTML, which a report is; call it "
+                         f"{target.with_suffix('.html')}")
+    runs = _read(logs_in([logs] if isinstance(logs, str | Path | Run) else list(logs)))
     if any(Path(run.path).resolve() == target.resolve() for run in runs):
         raise InputError(f"path: {target} is one of the logs; name another file for the page")
     library = _library()
@@ -53,6 +59,20 @@ def report(logs: str | Path | Run | Sequence[str | Path | Run], path: str | Path
     except OSError as error:
         raise InputError(f"path: {target} cannot be written: {error.strerror}") from error
     return target
+
+
+def logs_in(logs: Sequence[str | Path | Run]) -> list[str | Path | Run]:
+    """The logs, and in the place of folders those that lie in them. InputError for a folder of none."""
+    found: list[str | Path | Run] = []
+    for log in logs:
+        if isinstance(log, Run) or not Path(log).is_dir():
+            found.append(log)
+            continue
+        inside = sorted(Path(log).glob("*.jsonl"))
+        if not inside:
+            raise InputError(f"the folder {log} holds no log, a file *.jsonl that hbp.Monitor wrote")
+        found += inside
+    return found
 
 
 def page(found: Contents, library: str) -> str:

@@ -1,10 +1,18 @@
 """How much each position of a class-index target counts: ignored ones, class weights, and the mean's denominator."""
 
+from typing import Any
+
 import torch
 
 from hbpcompiler.rule import Op, Tensor, called, counted_labels
 
 from .loss_terms import bounds, reduction
+
+
+def given(op: Op) -> dict[str, Any]:
+    """What torch's loss functions are told of it: what is not as they have it anyway."""
+    found: dict[str, Any] = {"weight": op.weight} if op.has("weight") else {}
+    return found | ({"ignore_index": op.ignore_index} if op.ignore_index != -100 else {})
 
 
 def labels(op: Op) -> Tensor:

@@ -296,6 +296,9 @@ def test_what_does_not_fit_is_listed(setting):
         setting.scores(data=Passes(passes), at_once=2)
     with pytest.raises(hbp.InputError, match="dict"):
         scores({}, setting.query, [], setting.train, [])
+    operator = hbp.operator(setting.model, setting.train.loss, [(setting.X, setting.y)])
+    with pytest.raises(hbp.InputError, match=r"not Operator: .* take hbp.curvature of factors"):
+        scores(operator, setting.query, [], setting.train, [])
     with pytest.raises(hbp.InputError, match="no samples"):
         scores(setting.H, setting.query, [], setting.train, [], progress=False)
     for given in (((setting.Q, setting.t), []), ([(setting.Q, setting.t)], (setting.X, setting.y))):

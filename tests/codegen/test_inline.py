@@ -49,3 +49,22 @@ def test_nothing_is_computed_after_what_it_reads_was_overwritten():
     assert not asked(graph, node, "x.exp()")
     assert not all_pure(graph)
     assert all_pure(chain()[0])
+
+
+def written_over(part="results", between=False):
+    """x.div_(2).clamp_(min=0), and y changed between the two."""
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    divided = graph.call_method("div_", (x, 2))
+    if between:
+        graph.call_method("add_", (y, 1))
+    graph.output(graph.call_method("clamp_", (divided,), {"min": 0}))
+    for node in graph.nodes:
+        node.meta = {"block": Block("variance", part), "shape": ("3",)}
+    return graph, divided
+
+
+def test_results_that_are_written_over_are_one_line():
+    assert asked(*written_over(), "x.div_(2)")
+    assert not asked(*written_over("backward"), "x.div_(2)")
+    assert not asked(*written_over(between=True), "x.div_(2)")

@@ -260,3 +260,36 @@ def test_values_that_are_others_again_are_called_as_those():
     assert not re.search(r"(?m)\w_clone\b|\w_view\b|^ +each_sample", compiled.code)
     assert "S_head = S_loss" in compiled.code
     assert "g_places_each_sample" in compiled.code
+
+
+def test_results_are_called_as_no_helper_function_is():
+    """`gram` is a helper, too, which the program's factors call."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(1, 2, 2), *(nn.Sequential(nn.Linear(7, 7), nn.Tanh()) for _ in range(15)))
+    model = nn.Sequential(*model, nn.Flatten(), nn.Linear(14, 2)).double()
+    X, y = torch.randn(3, 1, 8, dtype=torch.float64), torch.tensor([0, 1, 0])
+    compiled = hbp.compile(model, quantities=["kflr", "gram", "gram_mc", "sqrt_ggn"], example_inputs=(X, y))
+    assert re.search(r"gram\(", compiled.code)
+    assert "gram=gram_," in compiled.code
+    result = compiled(X, y)
+    columns = torch.cat([value.flatten(2) for value in result.sqrt_ggn.values()], 2).flatten(0, 1)
+    torch.testing.assert_close(result.gram["all"].flatten(2).flatten(0, 1), columns @ columns.T)
+
+
+def test_statistics_and_lying_are_said_in_names():
+    """What a kernel returns is called as what it is, an axis less; two layouts of one tensor are told apart; what a
+    large program keeps says by which operation it is, and a scale by the root of a size says so."""
+    torch.manual_seed(0)
+    norm = nn.Sequential(nn.Conv2d(1, 4, 2), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 2))
+    batch = torch.randn(3, 1, 3, 3), torch.tensor([0, 1, 0])
+    text = hbp.compile(norm, quantities=["grad", "diag_h", "variance"], example_inputs=batch).code
+    assert "group_norm_1, group_norm_1_mean_row, group_norm_1_rstd_row = torch.native_group_norm(" in text
+    assert "conv2d_0_normalised_shaped_col = conv2d_0_normalised_shaped.unsqueeze(1)" in text
+    assert "conv2d_0_normalised_col = conv2d_0_normalised.unsqueeze(1)" in text
+    assert not re.search(r"_(less|col_2|row_2) = ", text)
+    layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True), 3)
+    model = nn.Sequential(layers, nn.Flatten(), nn.Linear(12, 2))
+    text = hbp.compile(model, quantities=["grad"], example_inputs=(torch.randn(3, 3, 4), batch[1])).code
+    saved = set(re.findall(r'saved\[path \+ "\.(\w+)"\]', text))
+    assert saved >= {"self_attn_softmax", "norm1", "norm1_mean", "norm1_rstd"}
+    assert "2 ** -0.5" in text

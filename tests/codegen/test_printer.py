@@ -42,6 +42,12 @@ EXPRESSIONS = {
     "torch.cat([x, y], 1)": lambda x, y: torch.cat([x, y], 1),
     "x.to(dtype=torch.float64)": lambda x, y: x.to(dtype=torch.float64),
     "F.softplus(x)": lambda x, y: F.softplus(x),
+    "x * (8 ** -0.5)": lambda x, y: x * 8**-0.5,
+    "x.mul(1 / 3 ** 0.5)": lambda x, y: x.mul(1 / 3**0.5),
+    "x.mul(72 ** 0.5)": lambda x, y: x.mul(72**0.5),
+    "x * 0.353553": lambda x, y: x * 0.353553,
+    "x * -0.7071067811865476": lambda x, y: x * -(2**-0.5),
+    "x / 3e-05": lambda x, y: x / 3e-5,
     "x.masked_fill(y > 0, float(\"-inf\"))": lambda x, y: x.masked_fill(y > 0, float("-inf")),
 }
 

@@ -132,6 +132,15 @@ def test_the_commands(tmp_path):
     assert called.exit_code == 0, called.output
     assert "2 runs, 4." in called.output
     assert page.stat().st_size > 1e6
+    made_up.single(tmp_path / "other.jsonl")
+    called = CliRunner().invoke(main, ["report", str(tmp_path), "-o", str(page)])
+    assert f"{page}: 2 runs, 4." in called.output, called.output
+    (tmp_path / "empty").mkdir()
+    called = CliRunner().invoke(main, ["report", str(tmp_path / "empty"), "-o", str(page)])
+    assert (called.exit_code, "holds no log" in called.output) == (2, True)
+    called = CliRunner().invoke(main, ["report", log, "-o", str(tmp_path / "report.md")])
+    assert (called.exit_code, "call it" in called.output) == (2, True)
+    assert not (tmp_path / "report.md").exists()
     called = CliRunner().invoke(main, ["report", str(tmp_path / "absent.jsonl"), "-o", str(page)])
     assert called.exit_code == 2
     assert "cannot be read" in called.output

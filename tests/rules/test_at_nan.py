@@ -9,19 +9,10 @@ from torch import nn
 
 import hbpcompiler as hbp
 from hbpcompiler.reference import reference
+from tests.networks import Shifted
 
 NAN, INF = math.nan, math.inf
 ROWS = {"nan": [NAN, 0.3, 0.6], "outside": [6.0, -3.0, 0.5], "infinite": [INF, -INF, 0.5]}
-
-
-class Shifted(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x + self.bias)
 
 
 ZEROS = torch.zeros(3, dtype=torch.float64)

@@ -9,6 +9,7 @@ from torch import nn
 
 import hbpcompiler as hbp
 from tests.agreement import agree
+from tests.networks import Shifted
 
 
 class Scaled(nn.Module):
@@ -133,16 +134,6 @@ def test_padding_learns_nothing_whatever_comes_back(bag):
     result = compiled(tokens, y)
     agree(result, model, nn.CrossEntropyLoss(), [tokens], y, ["grad", "batch_grad", "variance", "diag_ggn"])
     assert not result.diag_h["table.weight"][0].any()
-
-
-class Shifted(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x + self.bias)
 
 
 @pytest.mark.parametrize("order", [2, 1.5, 3, 1, math.inf])

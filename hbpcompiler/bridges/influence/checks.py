@@ -21,8 +21,14 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Curvature
 from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
+from hbpcompiler.operators import Operator
 from hbpcompiler.values import Values
 from hbpcompiler.version import __version__
+
+OF_OPERATORS = (": an operator is the whole matrix, with no blocks to invert; take hbp.curvature of factors, "
+                "hbp.curvature(hbp.accumulate(compiled, data).kfac), or solve with A.damped(damping) yourself, as in "
+                "docs/influence.md")
+"""What to do where one is given for a curvature."""
 
 
 def check(curvature: Any, programs: Mapping[str, Any], loaders: Mapping[str, Any], rank: Any, at_once: Any, order: Any,
@@ -30,7 +36,8 @@ def check(curvature: Any, programs: Mapping[str, Any], loaders: Mapping[str, Any
     """InputError that lists all that does not fit."""
     findings = [] if isinstance(curvature, Curvature) else [
         f"the curvature is what hbp.curvature returned, not {type(curvature).__name__}"
-        + (f": hbp.curvature(total.{curvature.quantity})" if isinstance(curvature, Values) else "")]
+        + (f": hbp.curvature(total.{curvature.quantity})" if isinstance(curvature, Values) else "")
+        + (OF_OPERATORS if isinstance(curvature, Operator) else "")]
     findings += [f"{name} is what hbp.compile returned, not {type(given).__name__}" for name, given in programs.items()
                  if not isinstance(given, Compiled)]
     findings += [f"{name} is a {type(loader).__name__}, no iterable of batches (X, y)"

@@ -16,6 +16,7 @@ from hbpcompiler.compiler.plan.steps import OPERAND, PREFIX, Close, Piece, Tied
 from hbpcompiler.compiler.program.grams import mirror_
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import MATRIX, Use
+from hbpcompiler.compiler.routes.building_blocks import positions_at
 from hbpcompiler.compiler.routes.histograms import empty_histograms, rows_of
 from hbpcompiler.compiler.trace.graph import Value
 from hbpcompiler.quantities import (
@@ -110,13 +111,6 @@ def joined_columns(backward: Backward, uses: Sequence[Close], piece: Piece) -> A
         columns = use.contraction.columns(op, backward.columns[use.operation.name, piece.name])
         parts.append(positions_at(columns, use.site.letters[0], 2))
     return torch.cat(parts, 2)
-
-
-def positions_at(tensor: Any, letters: str, axis: int) -> Any:
-    """The axis of positions moved to a place; made, of length 1, where there is none."""
-    if "p" not in letters:
-        return tensor.unsqueeze(axis)
-    return tensor if letters.index("p") == axis else tensor.movedim(letters.index("p"), axis)
 
 
 def _write(backward: Backward, step: Close | Tied, use: Use) -> None:

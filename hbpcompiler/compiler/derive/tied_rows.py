@@ -7,10 +7,11 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.derive.backward import Backward
-from hbpcompiler.compiler.derive.close import add, joined_columns, name_of, positions_at
+from hbpcompiler.compiler.derive.close import add, joined_columns, name_of
 from hbpcompiler.compiler.plan.steps import PREFIX, TiedRows
 from hbpcompiler.compiler.program.writer import named
 from hbpcompiler.compiler.routes import Use
+from hbpcompiler.compiler.routes.building_blocks import positions_at
 from hbpcompiler.quantities import NORM, Closing
 from hbpcompiler.rule import Contraction, Op
 from hbpcompiler.rule.idioms import add_rows_

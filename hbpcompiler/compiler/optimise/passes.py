@@ -24,6 +24,7 @@ from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
 from hbpcompiler.compiler.optimise.operands_once import form_operands_once
 from hbpcompiler.compiler.optimise.outer_sums import call_outer_sums
 from hbpcompiler.compiler.optimise.rounding import round_what_columns_meet
+from hbpcompiler.compiler.optimise.said_lengths import say_lengths
 from hbpcompiler.compiler.optimise.scaling import divide_before_products
 from hbpcompiler.compiler.optimise.settings import Settings
 from hbpcompiler.compiler.optimise.share import share_common_subexpressions
@@ -104,6 +105,7 @@ PASSES: tuple[Pass, ...] = (
     _simple(drop_idle_axes, SHAPES),
     _simple(drop_turns_back, SHAPES),
     _simple(drop_idle_reshapes, SHAPES),
+    _simple(say_lengths, SHAPES),
     _simple(drop_constant_factors, SHAPES),
     _simple(drop_ones, SHAPES),
     _simple(share_common_subexpressions, SHAPES),

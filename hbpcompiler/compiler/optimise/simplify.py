@@ -13,20 +13,20 @@ from hbpcompiler.compiler.program.loop_call import LoopCall
 from hbpcompiler.compiler.program.nodes import RESHAPES, replace_by, writes_in_place
 from hbpcompiler.compiler.program.writer import Loop
 
-INVERSE = {"flatten": ("unflatten", (0, 1), "rows"), "squeeze": ("unsqueeze", (1,), "row")}
-"""method -> (the method it undoes, its own arguments, what the value before both is of the value between)."""
+INVERSE = {"flatten": ("unflatten", "rows"), "squeeze": ("unsqueeze", "row")}
+"""method -> (the method it undoes, what the value before both is of the value between)."""
 
 
 def cancel_inverses(graph: fx.Graph) -> None:
-    """flatten(0, 1) after unflatten(0, ...), squeeze(1) after unsqueeze(1): the value before both."""
+    """flatten(0, 1) after unflatten(0, ...), squeeze(1) after unsqueeze(1), or any axis: the value before both."""
     for node in list(graph.nodes):
         if node.op != "call_method" or node.target not in INVERSE:
             continue
-        method, arguments, ending = INVERSE[node.target]
+        method, ending = INVERSE[node.target]
         before = node.args[0]
         undoes = (isinstance(before, fx.Node) and before.op == "call_method" and before.target == method
-                  and before.args[1] in (0, 1) and node.args[1:] == arguments
-                  and (method != "unsqueeze" or before.args[1:] == arguments))
+                  and (len(before.args) == len(node.args) == 2 and before.args[1:] == node.args[1:]
+                       if method == "unsqueeze" else before.args[1] in (0, 1) and node.args[1:] == (0, 1)))
         if undoes and isinstance(before, fx.Node):
             source = before.all_input_nodes[0]
             if meta.hint(before) and not meta.wish(source):

@@ -117,7 +117,7 @@ def add_products_of_pairs_(total: Tensor, x: Tensor, z: Optional[Tensor], u: Ten
     """
     y = x if z is None else z
     each = x.shape[1]
-    samples = max(1, numbers // (each * total.shape[1]))
+    samples = max(1, numbers // max(1, each * total.shape[1]))
     for first in range(0, x.shape[0], samples):
         start = first if z is None else 0
         own, others = x[first : first + samples], y[start:]

@@ -21,6 +21,13 @@ def einsum(equation: str, *operands: Any) -> Any:
     return torch.einsum(equation, *operands)
 
 
+def positions_at(tensor: Any, letters: str, axis: int) -> Any:
+    """The axis of positions moved to a place; made, of length 1, where there is none."""
+    if "p" not in letters:
+        return tensor.unsqueeze(axis)
+    return tensor if letters.index("p") == axis else tensor.movedim(letters.index("p"), axis)
+
+
 def weights_of(site: Site, signs: Any, kind: str) -> Any:
     """Weight [n, k] of each squared column; None where all are one, 0 where there is nothing of that sign."""
     if not site.signed:

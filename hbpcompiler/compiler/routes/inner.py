@@ -15,7 +15,7 @@ from hbpcompiler.compiler.cost.decisions import decided
 from hbpcompiler.compiler.cost.figures import Cost
 from hbpcompiler.compiler.program.grams import add_gram_, add_products_of_pairs_
 from hbpcompiler.compiler.program.writer import Part, Writer
-from hbpcompiler.compiler.routes.building_blocks import columns_of, einsum, operand_of, traffic_of
+from hbpcompiler.compiler.routes.building_blocks import columns_of, einsum, operand_of, positions_at, traffic_of
 from hbpcompiler.compiler.routes.site import COLUMNS, INNER, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import CROSS
@@ -86,22 +86,18 @@ class PairsOfPositions(Route):
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
         left, right, _ = site.letters
-        columns, operand = _positions_at(columns_of(use), left, 2), _positions_at(operand_of(use), right, 1)
+        columns, operand = _by_positions(columns_of(use), left, 2), _by_positions(operand_of(use), right, 1)
         found: dict[str, Any] = {}
         for kind in sorted(kinds):
-            other = _positions_at(columns_of(use, columns=use.other), left, 2) if kind == CROSS else None
+            other = _by_positions(columns_of(use, columns=use.other), left, 2) if kind == CROSS else None
             found[kind] = add_products_of_pairs_(use.totals[kind], columns, other, operand, self._numbers(site))
         return found
 
 
-def _positions_at(tensor: Any, letters: str, axis: int) -> Any:
-    """The axis of positions moved to a place, all that is behind it as one; made, of length 1, where there is none."""
-    if "p" in letters:
-        tensor = tensor if letters.index("p") == axis else tensor.movedim(letters.index("p"), axis)
-    else:
-        tensor, letters = tensor.unsqueeze(axis), letters + "p"
-    behind = len(letters) - axis - 1
-    return tensor if behind == 1 else tensor.flatten(axis + 1) if behind else tensor.unsqueeze(axis + 1)
+def _by_positions(tensor: Any, letters: str, axis: int) -> Any:
+    """The axis of positions at a place, all that is behind it as one."""
+    moved, behind = positions_at(tensor, letters, axis), len({*letters, "p"}) - axis - 1
+    return moved if behind == 1 else moved.flatten(axis + 1) if behind else moved.unsqueeze(axis + 1)
 
 
 class PartsOfProduct(Route):

@@ -48,7 +48,6 @@ from hbpcompiler.compiler.trace.refusals.refusals import (
     PICKED,
     CannotFollowError,
     Fixing,
-    NoLossError,
     classes_given,
     of_constants,
     place_of_error,
@@ -65,7 +64,7 @@ from hbpcompiler.compiler.trace.source.source import (
     whole_stacks,
 )
 from hbpcompiler.compiler.trace.with_state import marking, ordinary_mode
-from hbpcompiler.errors import ModelError, UnsupportedOpError, listing
+from hbpcompiler.errors import ModelError, NoLossError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 from hbpcompiler.rule.faults import is_noted
 from hbpcompiler.threads import followed

@@ -8,16 +8,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.derive.edges import CURVATURE
 from hbpcompiler.quantities import GGN, QUANTITIES
 from tests.agreement import agree
-
-
-class Shifted(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x + self.bias)
+from tests.networks import Shifted
 
 
 def norm(z):

@@ -10,6 +10,7 @@ from hbpcompiler.compiler.match.squared_norms import with_sums_of_squares
 from hbpcompiler.compiler.trace.graph import N
 from tests.agreement import agree
 from tests.hand_made import graph, operation, parameter, value
+from tests.networks import Shifted
 
 X, W, OUTPUT = value("x", N, 3, role="input"), parameter("w", 2, 3), value("output", N, 2)
 LINEAR = operation("linear", OUTPUT, {"bias": None}, input=X, weight=W)
@@ -28,16 +29,6 @@ def test_what_is_rewritten(order, of_loss, power):
     kept = (order, power, of_loss) != (2, 2, False)
     assert [own.name for own in found.operations] == (
         ["output", "norm", "square", "loss"] if kept else ["output", "square_each", "square", "loss"])
-
-
-class Shifted(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(3, dtype=torch.float64))
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x + self.bias)
 
 
 def norm(z):

@@ -64,7 +64,8 @@ def test_a_view_as_another_dtype_is_no_reshape():
 
 
 def test_inverses_cancel():
-    graph = program(lambda writer, x: (x.unflatten(0, (2, -1)).flatten(0, 1), x.unsqueeze(1).squeeze(1)), "x")
+    graph = program(lambda writer, x: (x.unflatten(0, (2, -1)).flatten(0, 1), x.unsqueeze(1).squeeze(1),
+                                       x.unsqueeze(-1).squeeze(-1), x.unsqueeze(0).squeeze(0)), "x")
     cancel_inverses(graph)
     drop_dead(graph)
     assert lines(graph) == []

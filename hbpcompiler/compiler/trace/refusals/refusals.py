@@ -92,15 +92,6 @@ def of_constants(text: str, place: str) -> str:
             f"self.register_buffer({name!r}, ...), or make a new one, self.{name} = self.{name} + 1")
 
 
-class NoLossError(ModelError):
-    """The loss is no tensor of one number."""
-
-    def __init__(self, text: str, returned: object) -> None:
-        super().__init__(text)
-        self.number = returned if isinstance(returned, int | float) else None
-        """Python's, if it is one."""
-
-
 class CannotFollowError(Exception):
     """Why a trace ends at the place that raises this, and what to write instead."""
 

@@ -13,11 +13,11 @@ from torch.fx import Graph, Node
 
 from hbpcompiler.compiler.trace.conditions.ways import Asked, Ways, asked_of, asked_of_length
 from hbpcompiler.compiler.trace.fx_graph.functional import with_fewer_outputs
-from hbpcompiler.compiler.trace.refusals.refusals import CONTROL, NoLossError
+from hbpcompiler.compiler.trace.refusals.refusals import CONTROL
 from hbpcompiler.compiler.trace.rows.forms import ZERO, Form, Known, Numbers
 from hbpcompiler.compiler.trace.rows.without_rows import Forms
 from hbpcompiler.compiler.trace.source.source import is_library
-from hbpcompiler.errors import ModelError, listing
+from hbpcompiler.errors import ModelError, NoLossError, listing
 from hbpcompiler.rules.shared.torch_operations import COPIES
 
 OF_NO_TENSORS = ("non-empty TensorList", "non-empty list of Tensors", "at least one tensor")
