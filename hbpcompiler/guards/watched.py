@@ -254,8 +254,8 @@ class Watched:
         for own, names in self._own_names:
             for name in own.keys() - names:
                 del own[name]
-        for kind, names, values in self._of_classes:
-            for name in plain_attributes(kind).keys() - names:
+        for kind, known, values in self._of_classes:
+            for name in plain_attributes(kind).keys() - known:
                 delattr(kind, name)
             for name, value in values.items():
                 if kind.__dict__.get(name, MISSING) is not value:
