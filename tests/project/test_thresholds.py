@@ -14,6 +14,7 @@ COUNTED = {
     "cost.quick.PASSES": "a bound",
     "derive.cross.IMAGE": "axes",
     "optimise.onednn.ITEMSIZE": "of float32",
+    "optimise.said_lengths.LEFT": "what torch calls the length that is left",
     "optimise.simplify.TURNED": "axes",
     "plan.exact.MANY": "columns that are told of",
     "plan.joint.LISTED": "names that are shown",
