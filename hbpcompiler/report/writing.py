@@ -44,12 +44,12 @@ def report(logs: str | Path | Run | Sequence[str | Path | Run], path: str | Path
         OptionError: plotly is missing: `pip install 'hbpcompiler[report]'`.
     """
     target = Path(path)
-    if target.suffix.lower() not in ENDINGS:
-        raise InputError(f"path: {target} is no name for a page of HTML, which a report is; call it "
-                         f"{target.with_suffix('.html')}")
     runs = _read(logs_in([logs] if isinstance(logs, str | Path | Run) else list(logs)))
     if any(Path(run.path).resolve() == target.resolve() for run in runs):
         raise InputError(f"path: {target} is one of the logs; name another file for the page")
+    if target.suffix.lower() not in ENDINGS:
+        raise InputError(f"path: {target} is no name for a page of HTML, which a report is; call it "
+                         f"{target.with_suffix('.html')}")
     library = _library()
     text = page(contents(tracks_of(runs)), library)
     beside = target.with_name(target.name + ".part")

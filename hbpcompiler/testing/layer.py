@@ -81,7 +81,8 @@ class CaseLayer(nn.Module):
             arguments["N"] = features.shape[0]
         result = self.setting.overload(**arguments)
         result = result[self.index] if isinstance(result, tuple | list) else result
-        return result.reshape(features.shape[0], -1)
+        result = result.reshape(features.shape[0], -1)
+        return result if result.is_floating_point() else result.to(features.dtype)  # for the layer behind
 
 
 def _numbers(features: Tensor, like: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ FIRST = list({operation: (operation, rule, case) for operation, rule, case in re
 NOT_DERIVED = {
     "aten.detach": "takes it for a constant", "aten.zeros_like": "takes it for a constant",
     "aten.ones_like": "takes it for a constant", "aten.full_like": "takes it for a constant",
+    "aten.view.dtype": "takes it for a constant",
     "aten._native_batch_norm_legit": "changes its arguments",
     "aten.squeeze": "on one sample alone",  # whose axis of length one goes too
 }
