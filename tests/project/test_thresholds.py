@@ -23,7 +23,6 @@ COUNTED = {
     "plan.precision.SQUARES": "what float16 does not hold",
     "plan.table.(CLOSINGS_WIDTH, TABLE_WIDTH)": "signs of a line",
     "routes.__init__.MOST_ROUTES": "routes that there are",
-    "routes.by_rows.ALIVE": "blocks in a cache, counted",
     "routes.inner.TILES": "passes, counted",
 }
 """Numbers with a name, which no machine moves."""

@@ -7,7 +7,7 @@ tenth of what compiling took. This looks at each node once, in loops for all of 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
@@ -27,7 +27,13 @@ def seconds_at_most(program: fx.Graph, batch: int, machine: Machine) -> float:
 
 
 def _of(graph: fx.Graph, symbols: Mapping[str, int], machine: Machine) -> float:
-    numbers = {node: _numbers(node, symbols) for node in graph.nodes}
+    of_shapes = dict[Any, float]()  # a network's values have few shapes
+    numbers = dict[fx.Node, float]()
+    for node in graph.nodes:
+        shape = meta.shape(node)
+        if shape not in of_shapes:
+            of_shapes[shape] = _numbers(shape, symbols)
+        numbers[node] = of_shapes[shape]
     total = 0.0
     for node in graph.nodes:
         if isinstance(node.target, Loop):
@@ -64,8 +70,8 @@ def _inside(loop: Loop, symbols: Mapping[str, int], chunk: int) -> dict[str, int
     return {**around, loop.letter: chunk}
 
 
-def _numbers(node: fx.Node, symbols: Mapping[str, int]) -> float:
-    return float(math.prod(_length(length, symbols) for length in meta.shape(node) or ("0",)))
+def _numbers(shape: Sequence[str] | None, symbols: Mapping[str, int]) -> float:
+    return float(math.prod(_length(length, symbols) for length in shape or ("0",)))
 
 
 def _length(length: str, symbols: Mapping[str, int]) -> int:

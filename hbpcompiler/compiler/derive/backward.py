@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.formulas import SECOND, Formulas, formulas
 from hbpcompiler.compiler.plan.planned import Plan
 from hbpcompiler.compiler.plan.precision import Precision
-from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Step, Total, title
+from hbpcompiler.compiler.plan.steps import BEFORE_MEAN, PREFIX, Piece, Pull, Step, Total, title
 from hbpcompiler.compiler.program.weights import Weights, weighted
 from hbpcompiler.compiler.program.writer import Writer, named
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX
@@ -185,6 +185,12 @@ class Backward:
     def is_single(self, piece: Piece) -> bool:
         """Whether it is one column per sample, in the dtype of the values that it meets."""
         return piece.form == COLUMNS and piece.columns == 1 and not self.precision.changes(piece)
+
+    @cached_property
+    def crossed_by_many(self) -> frozenset[tuple[str, str]]:
+        """Where more columns than one of each sample cross an operation: its name and slot."""
+        return frozenset((step.operation.name, step.slot) for step in self.steps
+                         if isinstance(step, Pull) and not self.is_single(step.piece))
 
     def knows_slope(self, operation: Operation) -> bool:
         """Whether the local derivative is given."""

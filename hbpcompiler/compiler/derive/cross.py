@@ -48,7 +48,9 @@ def _pulled(backward: Backward, step: Pull) -> Any:
     jac_t = backward.jac_t(step.operation, step.slot)
     # Where values lie pixel by pixel, cotangents may not: a kernel on both is slower than a product in place.
     mixed = backward.plan.by_pixels and rule.elementwise_in(op) and _may_be_image(backward, value)
-    known = backward.knows_slope(step.operation) or (rule.elementwise_in(op) and _slope_serves_others(backward, step))
+    # More columns than these meet the local derivative: it is there then, and no kernel makes it again.
+    serves_others = rule.elementwise_in(op) and (step.operation.name, step.slot) in backward.crossed_by_many
+    known = backward.knows_slope(step.operation) or serves_others
     if step.slot in rule.backward and backward.is_single(step.piece) and not mixed and not known:
         row = rule.backward[step.slot](op, arrived.squeeze(1))
         return otherwise_named(row, f"{_name(backward, step)}_row").unsqueeze(1)
@@ -61,12 +63,6 @@ def _pulled(backward: Backward, step: Pull) -> Any:
     if form == DIAGONAL_FORM:
         return jac_t(arrived.unsqueeze(1)).squeeze(1)  # coefficients 0 and 1 are their own squares
     return _pull_matrix(backward, step, arrived)
-
-
-def _slope_serves_others(backward: Backward, step: Pull) -> bool:
-    """Whether more columns than these meet the local derivative: it is there then, and no kernel makes it again."""
-    return any(isinstance(other, Pull) and other.operation is step.operation and other.slot == step.slot
-               and not backward.is_single(other.piece) for other in backward.steps)
 
 
 IMAGE = 3

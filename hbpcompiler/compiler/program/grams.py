@@ -151,7 +151,12 @@ def add_products_by_index_(total: Tensor, x: Tensor, z: Optional[Tensor], index:
     return total
 
 
-@idiom
+def _mirrored_on_meta(total: Any, block: int = 64) -> Any:
+    """As much to move, without strips."""
+    return total.copy_(total.t().contiguous())
+
+
+@idiom(on_meta=_mirrored_on_meta)
 def mirror_(total: Tensor, block: int = 64) -> Tensor:
     """What is below the diagonal becomes what is above it: in strips that stay in cache, each turned where it is alone,
     as numbers that lie a power of two apart in memory push one another out."""

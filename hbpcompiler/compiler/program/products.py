@@ -80,8 +80,8 @@ def add_products_(squares: Tensor, sums: Optional[Tensor], x: Tensor, y: Tensor,
                   kept: float = 1.0) -> Tensor:
     """squares[a, b] += sum over n of (sum over p of x[n, a, p] y[n, b, p])^2, and sums, if given, what is squared.
 
-    A block of rows at a time for all samples, so that products and totals stay in cache. kept = 0 writes over whatever
-    the totals were.
+    A block of rows at a time for all samples, so that products stay in cache. kept = 0 writes over whatever the totals
+    were.
     """
     if kept == 0.0 and x.shape[0] == 0:
         squares.zero_()
@@ -92,13 +92,12 @@ def add_products_(squares: Tensor, sums: Optional[Tensor], x: Tensor, y: Tensor,
         product = x.new_empty((own.shape[0], y.shape[1]))
         for n in range(x.shape[0]):
             torch.mm(rows[n], y[n].t(), out=product)
-            first = kept == 0.0 and n == 0
-            if first:
-                torch.mul(product, product, out=own)
-            else:
+            if kept != 0.0 or n > 0:
                 own.addcmul_(product, product)
-            if sums is not None and first:
-                sums[top : top + block].copy_(product)
-            elif sums is not None:
-                sums[top : top + block].add_(product)
+                if sums is not None:
+                    sums[top : top + block].add_(product)
+            else:
+                torch.mul(product, product, out=own)
+                if sums is not None:
+                    sums[top : top + block].copy_(product)
     return squares

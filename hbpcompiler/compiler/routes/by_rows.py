@@ -14,14 +14,13 @@ from hbpcompiler.compiler.routes.site import COLUMNS, NEVER, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import DIAGONAL, SUM
 
-ALIVE = 6
-"""Blocks of rows that share the cache: a product, the squares, the sums, each with what comes and goes beside it."""
-
 
 class SquaresByRows(Route):
-    """Per-sample products, a block of rows for all samples at a time: they and their totals stay in cache.
+    """Per-sample products, a block of rows for all samples at a time: a product stays in cache.
 
-    Sample by sample the totals of a large parameter would go through memory once for each sample.
+    Sample by sample the totals of a large parameter would go through memory once for each sample; a block's come from
+    the next larger cache. Smaller blocks, whose totals had room beside the product, took longer: a product of few
+    positions is short work, which threads share badly.
     """
 
     name = "products by blocks of rows"
@@ -33,7 +32,7 @@ class SquaresByRows(Route):
 
     def _block(self, site: Site) -> int:
         """Rows."""
-        return max(1, site.resources.limits.cache_bytes // (ALIVE * site.row * site.itemsize))
+        return max(1, site.resources.limits.cache_bytes // (site.row * site.itemsize))
 
     def _chunk(self, site: Site) -> int:
         """Samples whose operand is made at a time."""
