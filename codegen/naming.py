@@ -34,6 +34,8 @@ def identifier(text: str) -> str:
 
 def comment(text: str) -> str:
     """A text fit for a comment or a docstring: one line, without quotes, backslashes and unprintable signs."""
+    if text.isprintable() and '"' not in text and "\\" not in text:
+        return text
     return "".join(sign if sign.isprintable() and sign not in "\"\\" else "?" for sign in text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import sympy
@@ -21,6 +22,7 @@ def _form(piece: Piece) -> str:
     return piece.form
 
 
+@lru_cache(maxsize=4096)  # layers that are alike
 def _polynomial(expression: Any) -> str:
     """A polynomial in N, and in T where lengths vary, with short coefficients."""
     expression = sympy.nsimplify(sympy.expand(expression)) if not isinstance(expression, int) else expression
