@@ -54,7 +54,8 @@ def accumulate_command(factory: str, data: str, quantities: str, output: Path, l
     model = made(factory, nn.Module, "a torch.nn.Module")
     if training is not None:
         model.train(training)
-    loader: Any = made(data, Iterable | Dataset, "an iterable of batches (X, y)")
+    loader: Any = made(data, Iterable | Dataset, "an iterable of batches (X, y)",
+                       "PKG.MODULE:LOADER, for example mypackage.data:loader")
     if not isinstance(loader, Iterable):
         raise Failure(f"'{data}' is a data set, {type(loader).__name__}, which gives samples, not batches: wrap it, "
                       "torch.utils.data.DataLoader(dataset, batch_size=128)")
@@ -62,7 +63,9 @@ def accumulate_command(factory: str, data: str, quantities: str, output: Path, l
     with clean_errors():
         compiled = hbp_compile(model, _loss(loss), names, mc_samples=mc_samples)
         places = {"count": count, "prepare": prepare, "indices": indices}
-        functions: dict[str, Any] = {name: imported(place) for name, place in places.items() if place is not None}
+        functions: dict[str, Any] = {
+            name: imported(place, f"PKG.MODULE:{name.upper()}, for example mypackage.data:{name}")
+            for name, place in places.items() if place is not None}
         try:
             total = accumulate(compiled, loader, seed=seed, checkpoint=output, max_batches=max_batches, **functions)
         except KeyboardInterrupt:
@@ -76,5 +79,5 @@ def _loss(place: str | None) -> Any:
     """The loss at this place; a class is made."""
     if place is None:
         return None
-    found = imported(place)
+    found = imported(place, "PKG.MODULE:LOSS, for example torch.nn:MSELoss")
     return found() if isinstance(found, type) else found

@@ -38,11 +38,15 @@ def clean_errors() -> Iterator[None]:
                       f"{f' ({text.splitlines()[0]})' if text else ''}") from error
 
 
-def imported(place: str) -> Any:
-    """The object at PKG.MODULE:NAME, from the current folder or an installed package."""
+NETWORK = "PKG.MODULE:FACTORY, for example mypackage.networks:make"
+
+
+def imported(place: str, form: str = NETWORK) -> Any:
+    """The object at PKG.MODULE:NAME, from the current folder or an installed package; `form` is what an error asks
+    for."""
     name, colon, attribute = place.partition(":")
     if not (name and colon and attribute):
-        raise Failure(f"'{place}' must read PKG.MODULE:FACTORY, for example mypackage.networks:make")
+        raise Failure(f"'{place}' must read {form}")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -60,9 +64,9 @@ def imported(place: str) -> Any:
     return found
 
 
-def made(place: str, kind: Any, words: str) -> Any:
+def made(place: str, kind: Any, words: str, form: str = NETWORK) -> Any:
     """The object there if it is of that kind, or what it returns when it is called without arguments."""
-    found = imported(place)
+    found = imported(place, form)
     if isinstance(found, kind):
         return found
     if not callable(found):

@@ -95,6 +95,9 @@ def test_losses_and_counts(call, tmp_path):
     (["--loss", "accumulated_nets:sumed"], "has no 'sumed' (is it summed?)"),
     (["--loss", "accumulated_nets:spec"], "has no 'spec'\n"),  # __spec__ is no suggestion
     (["-q", "batch_grad"], "do not add up"),
+    (["--loss", "mse"], "'mse' must read PKG.MODULE:LOSS, for example torch.nn:MSELoss"),
+    (["--data", "loader"], "'loader' must read PKG.MODULE:LOADER, for example mypackage.data:loader"),
+    (["--count", "count"], "'count' must read PKG.MODULE:COUNT, for example mypackage.data:count"),
 ])
 def test_wrong_arguments(call, more, text):
     done = call(*more)

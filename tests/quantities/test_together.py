@@ -80,8 +80,9 @@ def test_each_cell(name):
         if said == "yes":
             assert set(quantities) <= {*compiled(quantities)(X, y)}
             continue
-        with pytest.raises(hbp.UnsupportedOpError, match=TWICE if said == "two programs" else None):
+        with pytest.raises(hbp.UnsupportedOpError) as caught:
             compiled(quantities)
+        assert (TWICE in str(caught.value)) == (said == "two programs")  # of what a second would be refused as well not
         if said == "no":
             with pytest.raises(hbp.UnsupportedOpError):
                 compiled(quantities[:1])

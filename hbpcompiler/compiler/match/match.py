@@ -51,7 +51,8 @@ from hbpcompiler.rule.registry import AnyRule, Registry
 
 WITHOUT_PYTHON = "TorchScript cannot run torch.func; the backend 'python' can"
 NO_SHARES = ("the loss must end in a mean or a sum over the batch, or in a loss function with a rule; what picks among "
-             "the samples, as a maximum or a median does, is no sum of their shares")
+             "the samples, as a maximum or a median does, or compares them is no sum of their shares: the gradient of "
+             "such a loss is loss.backward(), and hbp.operator has its GGN and its Hessian on one batch")
 
 
 def match(traced: Traced, registry: Registry, closings: frozenset[Closing], as_values: frozenset[str],

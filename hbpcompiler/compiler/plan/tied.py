@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from hbpcompiler.compiler.match.parameters.tied_values import ADDITIVE, BY_ROWS, KRONECKER, _places, meet_by_rows
+from hbpcompiler.compiler.match.parameters.tied_values import (
+    ADDITIVE,
+    ADVICE,
+    BY_ROWS,
+    KRONECKER,
+    NOT_ALIKE,
+    _places,
+    meet_by_rows,
+)
 from hbpcompiler.compiler.plan.steps import Close, Step, Tied, TiedRows
 from hbpcompiler.compiler.routes import COLUMNS, TIED_ROWS, Site, choose
 from hbpcompiler.errors import UnsupportedOpError, UsesNotJoinedError, listing
@@ -18,9 +26,6 @@ from hbpcompiler.quantities import (
     Closing,
     closings_of,
 )
-
-ADVICE = ("Give each use its own parameter, freeze it (requires_grad=False), ask for other quantities, or choose "
-          "parameters without it, quantities={'kfac': ['layer1.*']}.")
 
 
 def join_uses(steps: Sequence[Step], closings: frozenset[Closing]) -> list[Step]:
@@ -64,8 +69,7 @@ def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: fr
         return [f"{what}: only columns can be joined, and its curvature is none here (kfra, or a diagonal Hessian)"]
     unlike = any(layout_of(close.site) != layout_of(first.site) for close in squared)
     if unlike and not _by_rows(squared):
-        return [f"{what}: the uses meet it in different ways, so their contractions cannot be joined: what "
-                "an embedding and a linear layer share has no common Kronecker factors"]
+        return [f"{what}: {NOT_ALIKE}"]
     return []
 
 

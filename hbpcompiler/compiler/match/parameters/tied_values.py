@@ -38,7 +38,7 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
     """
     tied = {key: places for key, places in uses.items() if len(places) > 1}
     found: set[str] = set()
-    findings = []
+    apart, unlike = [], []
     for key, places in tied.items():
         own = closings_of(closings, key)
         kinds, curved = {closing.kind for closing in own}, any(closing.stream in CURVED for closing in own)
@@ -46,16 +46,25 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
         joined = len({_letters(contraction) for contraction in contractions}) == 1 or (
             kinds - ADDITIVE <= BY_ROWS and meet_by_rows(contractions))
         if kinds & KRONECKER:
-            if curved:
-                findings.append(f"parameter '{key}' is used {len(places)} times "
-                                f"({_places([use.operation for use in places])}): its Hessian diagonal and its "
-                                "Kronecker factors cannot be had from one program")
+            what = f"parameter '{key}' is used {len(places)} times ({_places([use.operation for use in places])})"
+            if curved and not joined and None not in contractions:
+                unlike.append(f"{what}: {NOT_ALIKE}")
+            elif curved:
+                apart.append(f"{what}: its Hessian diagonal and its Kronecker factors cannot be had from one program")
         elif curved or (kinds - ADDITIVE and not joined):
             found.add(key)
-    if findings:
-        raise UnsupportedOpError(listing("Tied parameters:", findings, "Compile the model twice, for the Hessian's "
+    if unlike:
+        raise UnsupportedOpError(listing("Tied parameters:", [*unlike, *apart], ADVICE))
+    if apart:
+        raise UnsupportedOpError(listing("Tied parameters:", apart, "Compile the model twice, for the Hessian's "
                                          "quantities and for those of Kronecker factors."))
     return found
+
+
+NOT_ALIKE = ("the uses meet it in different ways, so their contractions cannot be joined, and it has no Kronecker "
+             "factors (an embedding and a linear layer, say, or a scale and a shift)")
+ADVICE = ("Give each use its own parameter, freeze it (requires_grad=False), ask for other quantities, or choose "
+          "parameters without it, quantities={'kfac': ['layer1.*']}.")
 
 
 CURVED = (RESIDUAL, RESIDUAL_MC)

@@ -13,6 +13,7 @@ from hbpcompiler.rule.registry import builtin
 from tests.hand_made import graph, operation, parameter, value
 
 X, Y, W = value("x", N, 3, role="input"), value("y", N, 3, role="target"), parameter("w", 3, 3)
+BOTH = parameter("b", 3)
 FIRST, SECOND = value("first", N, 3), value("second", N, 3)
 
 
@@ -48,6 +49,14 @@ def test_the_hessian_wants_cross_terms(quantities, chosen):
 def test_a_hessian_diagonal_and_factors_are_not_both_to_be_had():
     with pytest.raises(UnsupportedOpError, match=r"(?s)parameter 'w' is used 2 times.*Compile the model twice"):
         uses_as_values(uses_of(whole(twice())), frozenset(closings_for(["diag_h", "kflr"])))
+
+
+def test_where_there_are_no_factors_at_all_a_second_program_is_no_advice():
+    shifted = [operation("add", FIRST, {"alpha": 1}, input=X, other=BOTH),
+               operation("mul", SECOND, self=FIRST, other=BOTH)]
+    with pytest.raises(UnsupportedOpError, match=r"(?s)parameter 'b' is used 2 times.*choose parameters") as caught:
+        uses_as_values(uses_of(whole(shifted, (BOTH,))), frozenset(closings_for(["diag_h", "kflr"])))
+    assert "twice" not in str(caught.value)
 
 
 def test_a_parameter_as_a_value():

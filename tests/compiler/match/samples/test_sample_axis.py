@@ -188,3 +188,22 @@ def test_samples_that_meet_are_named():
 
     with pytest.raises(hbp.UnsupportedOpError, match=r"each sample meets all others there.*\[N, N\].*backward\(\)"):
         hbp.compile(nn.Linear(3, 2), contrastive, ["grad"])(torch.randn(4, 3), torch.arange(4))
+
+
+def partial_likelihood(o, y):
+    """Cox's: each sample beside all that are still at risk, here all of the batch."""
+    return o[:, 0].logsumexp(0) - o[:, 0].mean()
+
+
+def test_a_loss_of_the_whole_batch_says_what_there_is_of_it():
+    model, X, y = nn.Linear(3, 1).double(), torch.randn(4, 3, dtype=torch.float64), torch.zeros(4).double()
+    with pytest.raises(hbp.UnsupportedOpError, match=r"is no sum of their shares.*loss\.backward\(\)"):
+        hbp.compile(model, partial_likelihood, ["grad"])(X, y)
+
+    def of_weight(weight):
+        return partial_likelihood(X @ weight.t() + model.bias.detach(), y)
+
+    expected = torch.autograd.functional.hessian(of_weight, model.weight.detach()).reshape(3, 3)
+    for kind in ("hessian", "ggn"):  # the model is linear, so that both are one
+        found = hbp.operator(model, partial_likelihood, (X, y), kind=kind, parameters=["weight"]).to_dense()
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
