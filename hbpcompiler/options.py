@@ -265,8 +265,10 @@ def check_model(model: Any, loss: Any) -> None:
         raise ModelError(listing("Programs compute with dense tensors; these of the model's are not:", findings))
     trainable = trainable_of(model)
     if not trainable:
-        raise ModelError("the model has nothing trainable: no parameter has requires_grad=True"
-                         + (", as model.requires_grad_(True) gives it" if list(model.parameters()) else ""))
+        hint = ", as model.requires_grad_(True) gives it" if list(model.parameters()) else ""
+        if isinstance(loss, nn.Module) and trainable_of(loss):
+            hint = ", and the loss has some: the model comes first, as in hbp.compile(model, loss)"
+        raise ModelError(f"the model has nothing trainable: no parameter has requires_grad=True{hint}")
     complex_ones = [repr(name) for name, parameter in trainable.items() if parameter.is_complex()]
     if complex_ones:
         raise ModelError(listing("These trainable parameters are complex, and quantities are those of real ones:",
@@ -274,7 +276,10 @@ def check_model(model: Any, loss: Any) -> None:
                                  " and write torch.view_as_complex(self.w) where it is used."))
     if not callable(loss):
         hint = ""
-        if isinstance(loss, list | tuple | dict | set):
+        if isinstance(loss, list | tuple) and any(isinstance(item, Tensor) for item in loss):
+            hint = ("; a batch goes to what compile returns, as in compiled(X, y), or behind the loss, as in "
+                    "hbp.operator(model, loss, (X, y))")
+        elif isinstance(loss, list | tuple | dict | set):
             hint = "; quantities come third, or by name: hbp.compile(model, quantities=['grad'])"
         elif isinstance(loss, str):
             hint = "; the loss itself, such as nn.CrossEntropyLoss()"
