@@ -90,3 +90,28 @@ def test_a_loss_that_is_zero_at_first_may_be_a_mean():
     F.relu(squares(again(X), y) - 20.0).mean().backward()
     for key, parameter in again.named_parameters():
         close(result.grad[key], parameter.grad, key)
+
+
+SUMS = {"an operation": opaque("a sum", lambda output, y: squares(output, y).sum()),
+        "a norm": lambda output, y: torch.dist(output, y, 1)}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_a_file_of_a_derived_sum_takes_a_batch_of_no_samples(name):
+    loss = SUMS[name]
+    compiled = hbp.compile(model(), lambda output, y: loss(output, y), quantities=["grad", "batch_l2"])
+    compiled(X, SHARES)
+    assert "derived" in compiled.code
+    result = compiled.program(dict(compiled.state), X[:0], SHARES[:0])
+    assert result.loss == 0
+    for key, gradient in result.grad.items():
+        assert not gradient.any()
+        assert result.batch_l2[key].shape == (0,)
+
+
+def test_a_derived_curvature_of_no_samples_is_zero():
+    loss = hbp.compile(model(), lambda output, y: torch.dist(output.sinh(), y, 1), quantities=["diag_h", "diag_ggn"])
+    with pytest.warns(hbp.IndefiniteCurvatureWarning):
+        loss(X, SHARES)
+    result = loss.program(dict(loss.state), X[:0], SHARES[:0])
+    assert not any(diagonal.any() for diagonal in (*result.diag_h.values(), *result.diag_ggn.values()))
