@@ -83,6 +83,9 @@ def test_each_cell(name):
         with pytest.raises(hbp.UnsupportedOpError, match=TWICE if said == "two programs" else None):
             compiled(quantities)
         if said == "no":
+            with pytest.raises(hbp.UnsupportedOpError) as told:
+                compiled(quantities)
+            assert TWICE not in str(told.value)
             with pytest.raises(hbp.UnsupportedOpError):
                 compiled(quantities[:1])
             continue

@@ -38,7 +38,7 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
     """
     tied = {key: places for key, places in uses.items() if len(places) > 1}
     found: set[str] = set()
-    findings = []
+    findings, never = [], []
     for key, places in tied.items():
         own = closings_of(closings, key)
         kinds, curved = {closing.kind for closing in own}, any(closing.stream in CURVED for closing in own)
@@ -46,16 +46,22 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
         joined = len({_letters(contraction) for contraction in contractions}) == 1 or (
             kinds - ADDITIVE <= BY_ROWS and meet_by_rows(contractions))
         if kinds & KRONECKER:
-            if curved:
-                findings.append(f"parameter '{key}' is used {len(places)} times "
-                                f"({_places([use.operation for use in places])}): its Hessian diagonal and its "
-                                "Kronecker factors cannot be had from one program")
+            what = f"parameter '{key}' is used {len(places)} times ({_places([use.operation for use in places])}): "
+            differ = None not in contractions and len({_letters(contraction) for contraction in contractions}) > 1
+            if curved and differ:
+                never.append(f"{what}it has no Kronecker factors, as its uses meet it in different ways")
+            elif curved:
+                findings.append(f"{what}its Hessian diagonal and its Kronecker factors cannot be had from one program")
         elif curved or (kinds - ADDITIVE and not joined):
             found.add(key)
-    if findings:
-        raise UnsupportedOpError(listing("Tied parameters:", findings, "Compile the model twice, for the Hessian's "
-                                         "quantities and for those of Kronecker factors."))
+    if findings or never:
+        raise UnsupportedOpError(listing("Tied parameters:", never + findings, FROM_OTHERS if never else TWICE))
     return found
+
+
+TWICE = "Compile the model twice, for the Hessian's quantities and for those of Kronecker factors."
+FROM_OTHERS = ("Ask for Kronecker factors of other parameters, quantities={'kfac': ['layer1.*'], 'diag_h': ['*']}, or "
+               "give each use its own parameter.")
 
 
 CURVED = (RESIDUAL, RESIDUAL_MC)
