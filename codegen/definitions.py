@@ -107,6 +107,7 @@ def _each(function: EachSample) -> str:
     given = [f"{name}.unsqueeze(0)" if batched else name for name, batched in zip(names, whole.batched, strict=True)]
     result = f"{whole.name}({', '.join(given)}){'.squeeze(0)' * whole.of_samples}"
     own = [name for name, batched in zip(names, function.batched, strict=True) if batched]
+    empty = f"torch.zeros({[0, *function.shape]}, dtype={function.dtype}, device={own[0]}.device)"
     if function.one_by_one:
         each = [f"{name}[n]" if name in own else name for name in names]
         mapped = f"torch.stack([of_one({', '.join(each)}) for n in range({own[0]}.shape[0])])"
@@ -119,6 +120,8 @@ def _each(function: EachSample) -> str:
         f"    def of_one({typed}) -> Tensor:",
         f"        return {result}",
         "",
+        f"    if {own[0]}.shape[0] == 0:",
+        f"        return {empty}",
         f"    return {mapped}",
     ])
 

@@ -139,9 +139,9 @@ def _fraction(number: float) -> str:
 
 def _root(number: float) -> str:
     """8 ** -0.5 for 0.3535533905932738, the root of a size; "" for what is no whole number's, to the last bit."""
-    if not math.isfinite(number) or number <= 0:
+    if not LARGEST_ROOT**-0.5 <= number <= LARGEST_ROOT**0.5:
         return ""
-    inside = round(1 / number**2 if number < 1 else number**2) if number >= LARGEST_ROOT**-0.5 else LARGEST_ROOT + 1
+    inside = round(1 / number**2 if number < 1 else number**2)
     if not 1 < inside <= LARGEST_ROOT or math.isqrt(inside) ** 2 == inside:
         return ""
     root = inside**0.5

@@ -94,8 +94,10 @@ class EachSample(Composite):
         self.whole, self.one_by_one = whole, one_by_one
 
     def _run(self, tensors: Sequence[Tensor]) -> Any:
+        samples = next(tensor.shape[0] for tensor, own in zip(tensors, self.batched, strict=True) if own)
+        if not samples:  # torch can neither stack none nor map every function over none
+            return torch.zeros((0, *self.shape), dtype=self.dtype, device=tensors[0].device)
         if self.one_by_one:
-            samples = next(tensor.shape[0] for tensor, own in zip(tensors, self.batched, strict=True) if own)
             return torch.stack([self._of_one(*(tensor[n] if own else tensor for tensor, own in zip(
                 tensors, self.batched, strict=True))) for n in range(samples)])
         axes = tuple(0 if own else None for own in self.batched)

@@ -23,7 +23,7 @@ def _pulled_on_meta(function: Any, columns: Tensor, inputs: list[Tensor], at: in
 def _residual_on_meta(function: Any, gradient: Tensor, inputs: list[Tensor], at: list[int],
                       one_by_one: bool = False) -> tuple[Tensor, Tensor]:
     samples = inputs[at[0]].shape[0]
-    size = sum(inputs[i].numel() // samples for i in at)
+    size = sum(inputs[i].shape[1:].numel() for i in at)
     hessian = inputs[at[0]].new_empty((samples, size, size))
     return torch.empty_like(hessian), hessian[..., 0].clone()
 
@@ -77,7 +77,8 @@ def slope_in_all(function: Callable[..., Tensor], gradient: Tensor, inputs: list
     function(*inputs)> in them, as a function of that."""
     moving = [inputs[i] for i in at]
     samples = gradient.shape[0]
-    joined = torch.cat([x.reshape(samples, -1) for x in moving], 1)
+    sizes = [x.shape[1:].numel() for x in moving]
+    joined = torch.cat([x.reshape(samples, size) for x, size in zip(moving, sizes, strict=True)], 1)
 
     def of_moving(*parts: Tensor) -> Tensor:
         given = list(inputs)
@@ -86,11 +87,12 @@ def slope_in_all(function: Callable[..., Tensor], gradient: Tensor, inputs: list
         return function(*given)
 
     def slope(joined: Tensor) -> Tensor:
-        parts = joined.split([x.numel() // samples for x in moving], 1)
+        parts = joined.split(sizes, 1)
         shaped = [part.reshape(x.shape).clone(memory_format=torch.contiguous_format)
                   for part, x in zip(parts, moving, strict=True)]
         _, back = vjp(of_moving, *shaped)
-        return torch.cat([1 * part.reshape(samples, -1) for part in back(gradient)], 1)
+        pulled = zip(back(gradient), sizes, strict=True)
+        return torch.cat([1 * part.reshape(samples, size) for part, size in pulled], 1)
 
     # clone() and 1 * : memory of its own, each way, because pairs at an odd place of another's are no complex numbers.
     return slope, joined

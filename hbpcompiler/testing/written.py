@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from hbpcompiler.rule import Case
 from hbpcompiler.rule.decomposition import Decomposition
@@ -49,12 +50,21 @@ def _check(setting: Setting, function: Callable[..., Any], orders: int, where: s
     def written(changed: dict[str, Any]) -> Tensor:
         positional, named = _as_called(setting, changed)
         result: Any = function(*positional, **named)
-        return result[setting.case.index] if isinstance(result, tuple | list) else result
+        several = isinstance(result, tuple | list)
+        assert several == returns_several, (f"{where}: gives a {type(result).__name__}, and the operation has "
+                                            f"{'several results' if returns_several else 'one result'}")
+        found: Tensor = result[setting.case.index] if several else result
+        return found
 
+    returns = setting.overload._schema.returns
+    returns_several = len(returns) != 1 or str(returns[0].type) != "Tensor"
     try:
         value = written({})
+    except AssertionError:
+        raise
     except Exception as error:
         raise AssertionError(f"{where} fails: {type(error).__name__}: {error}") from error
+    _check_traced(setting, written, where)
     expected = setting.reference()
     close_where_finite(value, expected, f"{where}: value")
     inputs = [(name, i) for name, i in setting.inputs([*setting.case.shapes])
@@ -70,6 +80,32 @@ def _check(setting: Setting, function: Callable[..., Any], orders: int, where: s
         assert len(found) > order, f"{where}: torch has no {words[order]} of what it calls, and one of the operation"
         for (name, _), one, other in zip(inputs, found[order], torchs, strict=True):
             close_where_finite(one, other, f"{where}: {words[order]} in {name}")
+
+
+def _check_traced(setting: Setting, written: Function, where: str) -> None:
+    """What a trace meets, tensors without values, and what a model in single precision does."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as without_values:
+        try:
+            written(_changed(setting, without_values.from_tensor))
+        except DataDependentOutputException as error:
+            raise AssertionError(f"{where}: asks for the values of tensors ({error.func}), which a trace has not; use "
+                                 "torch.where") from error
+        except Exception:  # an operation without shapes for such tensors, or other tensors that it holds
+            pass
+    single = _changed(setting, lambda tensor: tensor.float() if tensor.dtype == torch.float64 else tensor)
+    try:
+        expected = setting.reference(single)
+    except RuntimeError:
+        return
+    dtype = written(single).dtype
+    assert dtype == expected.dtype, f"{where}: is of {dtype} in single precision, and the operation of {expected.dtype}"
+
+
+def _changed(setting: Setting, change: Callable[[Tensor], Tensor]) -> dict[str, Any]:
+    """The case's tensors, changed so."""
+    given = {name: setting.arguments[name] for name in setting.case.shapes}
+    return {name: [change(tensor) for tensor in tensors] if isinstance(tensors, list) else change(tensors)
+            for name, tensors in given.items()}
 
 
 def _as_called(setting: Setting, changed: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -116,3 +116,27 @@ def test_what_a_class_finds_out_about_itself_is_put_back():
     assert not hasattr(Asked, "is_wide")
     compiled(X, y)
     assert len(compiled._guards) == 1
+
+
+def test_a_class_that_lets_nobody_change_it_is_put_back():
+    class Closed(type):
+        def __delattr__(cls, name):
+            raise AttributeError(name)
+
+        def __setattr__(cls, name, value):
+            if name in cls.__dict__:
+                raise AttributeError(name)
+            super().__setattr__(name, value)
+
+    class Asked(nn.Linear, metaclass=Closed):
+        calls = 0
+
+        def forward(self, x):
+            if not hasattr(Asked, "is_wide"):
+                Asked.is_wide = self.in_features > 2
+            type.__setattr__(Asked, "calls", Asked.calls + 1)
+            return super().forward(x)
+
+    hbp.compile(Asked(3, 3), quantities=["grad"])(torch.randn(4, 3), torch.randint(3, (4,)))
+    assert not hasattr(Asked, "is_wide")
+    assert Asked.calls == 0

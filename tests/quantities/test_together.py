@@ -84,6 +84,9 @@ def test_each_cell(name):
             compiled(quantities)
         assert (TWICE in str(caught.value)) == (said == "two programs")  # of what a second would be refused as well not
         if said == "no":
+            with pytest.raises(hbp.UnsupportedOpError) as told:
+                compiled(quantities)
+            assert TWICE not in str(told.value)
             with pytest.raises(hbp.UnsupportedOpError):
                 compiled(quantities[:1])
             continue

@@ -181,7 +181,7 @@ def half_gram(x: Tensor, others: Optional[Tensor] = None, axis: int = 0, chunk: 
               block: int = 256, over: int = 1, fewest: int = 0) -> Tensor:
     """`gram` of x, or of x and others where that is symmetric: half of it is made, and mirrored.
 
-    All of it from fewer columns than `fewest`: their product takes less time than to mirror does.
+    All of it from fewer columns than `fewest`, symmetric to rounding: their product takes less time than to mirror.
     """
     size = x.shape[axis]
     total = x.new_empty((size, size))

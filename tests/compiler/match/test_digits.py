@@ -214,3 +214,21 @@ def test_the_chain_rule_in_two_operands_and_in_one():
     torch.testing.assert_close(rule.forward(op), wanted.detach())
     torch.testing.assert_close(rule.derivative(op), first.detach())
     torch.testing.assert_close(rule.residual_of(op).diagonal(op, torch.ones_like(given)), second)
+
+
+@pytest.mark.parametrize("name", ["clamped", "by hardtanh", "by a threshold"])
+def test_limits_that_single_precision_has_no_numbers_for(name):
+    """As of a model in double precision that is cut off at the largest number."""
+    largest = torch.finfo(torch.float64).max
+    function = {"clamped": lambda h: h.clamp(-largest, largest).square(), "by a threshold":
+                lambda h: F.threshold(h, -1e300, 1e300).square(),
+                "by hardtanh": lambda h: F.hardtanh(h, -1e300, 1e300).sinh()}[name]
+    torch.manual_seed(0)
+    model, X = nn.Linear(3, 2).double(), torch.randn(4, 3).double()
+    compiled = hbp.compile(model, lambda output, y: function(output).sum(), ["grad", "diag_h"])
+    result = compiled(X, torch.zeros(4).double())
+    curved = function(model(X)).sum()
+    (slope,) = torch.autograd.grad(curved, model.bias, create_graph=True)
+    bend = torch.stack([torch.autograd.grad(part, model.bias, retain_graph=True)[0] for part in slope]).diagonal()
+    torch.testing.assert_close(result.grad["bias"], slope.detach())
+    torch.testing.assert_close(result.diag_h["bias"], bend)

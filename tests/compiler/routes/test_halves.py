@@ -100,3 +100,19 @@ def test_all_of_it_where_columns_are_few(made, columns):
             torch.testing.assert_close(found, expected / over)
             whole = 0 < columns < 6
             assert meter.counts.multiply_adds == columns * 9 * (9 if whole else 6)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(("size", "samples", "positions"), [(7, 1, 1), (257, 3, 1), (300, 5, 20), (513, 85, 3)])
+def test_all_of_it_is_symmetric(size, samples, positions, signed):
+    """To the bit by oneDNN, to rounding by BLAS; of columns that are a view, and of two that differ in signs."""
+    numbers = torch.Generator().manual_seed(size)
+    columns = torch.randn(samples, size, positions, generator=numbers)
+    signs = torch.where(torch.rand(samples, 1, positions, generator=numbers) < 0.5, -1.0, 1.0) if signed else 1.0
+    rows = columns.double().movedim(1, 0).flatten(1)
+    expected = rows @ (columns * signs).double().movedim(1, 0).flatten(1).T / 7
+    for made in (half_gram, onednn_half_gram):
+        found = made(columns * signs, columns if signed else None, axis=1, over=7, fewest=256)
+        torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found, found.T, rtol=1e-4, atol=1e-4)
+        assert made is half_gram or torch.equal(found, found.T)

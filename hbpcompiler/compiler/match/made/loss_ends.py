@@ -16,6 +16,7 @@ from torch import Tensor
 from hbpcompiler.compiler.match.made.complex_regions import Region
 from hbpcompiler.compiler.match.made.derived import Deriving
 from hbpcompiler.compiler.match.made.probe import NotDerivableError, close, first_line
+from hbpcompiler.compiler.match.made.shares import Given, Kind, kind_of, may_change
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.match.parameters.parameter_values import rule_of
@@ -23,15 +24,11 @@ from hbpcompiler.compiler.match.samples.sample_wise import misplaced
 from hbpcompiler.compiler.trace.fx_graph.numbers import arithmetic, depends_on_batch
 from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 from hbpcompiler.rule import LossRule, Rule
-from hbpcompiler.rule.composite import EachSample
 from hbpcompiler.rule.registry import Registry
 from hbpcompiler.rules.shared.written import MEAN, PRODUCT, QUOTIENT, SUM, multiple, reduced
 from hbpcompiler.seeded import seed_global
 
-Kind = str
-"""MEAN or SUM."""
-NEITHER = "neither"
-SIZES = (1e-3, 1.0, -1e3, 1e6)
+SIZES = tuple(sign * 10.0**power for power in range(-3, 13) for sign in (1, -1))
 """Of the batch's sums, at which what is done with them is tried: a limit may begin anywhere."""
 
 
@@ -48,7 +45,8 @@ def with_derived_end(graph: Graph, deriving: Deriving) -> Graph:
             seed_global(0, values[graph.loss.name].device)
             _check_linear(tail, graph, values, deriving.examples.samples)
             each, function = deriving.of_each(Region(ending, inputs), values, graph.active)
-            kind = _kind(function, inputs, values, graph.active)
+            kind = kind_of(function, [Given(value, values[value.name], value.name in graph.active)
+                                      for value in inputs.values()])
     except (NotDerivableError, RuntimeError) as error:
         why = str(error) if isinstance(error, NotDerivableError) else f"torch cannot run it ({first_line(error)})"
         deriving.reasons |= {operation.name: why for operation in ending}
@@ -81,56 +79,31 @@ def _inputs(ending: Sequence[Operation], graph: Graph) -> Mapping[str, Value]:
 
 
 def _check_linear(tail: Sequence[Operation], graph: Graph, values: Mapping[str, Tensor], samples: int) -> None:
-    """Raises NotDerivableError where the loss is no sum of multiples of the batch's sums, however large these are."""
+    """Raises NotDerivableError where the loss is no sum of multiples of the batch's sums, however large these are, and
+    whatever stands in buffers."""
     reductions = [operation.name for operation in graph.ending[0]]
+    own = {value.name for operation in tail for value in operation.tensors.values()}
+    buffers = [value.name for value in graph.state if value.name in own and value.floating and may_change(value)]
+    known = dict(values)
 
     def other(item: Any) -> Any:
         return arithmetic(item, samples) if depends_on_batch(item) else item
 
     def loss_of(numbers: Tensor) -> Tensor:
-        found = {**values, **dict(zip(reductions, numbers.unbind(), strict=True))}
+        found = {**known, **dict(zip(reductions, numbers.unbind(), strict=True))}
         for operation in tail:
             tensors = {slot: found[value.name] for slot, value in operation.tensors.items()}
             found[operation.name] = aten.call(operation, aten.overload_of(operation), tensors.__getitem__, other)
         return found[graph.loss.name]
 
     of_units = torch.eye(len(reductions), dtype=graph.loss.dtype, device=values[graph.loss.name].device)
-    slopes = torch.stack([loss_of(unit) for unit in of_units])
-    for size in SIZES:
+    most = torch.finfo(of_units.dtype).max ** 0.5
+    for number, size in enumerate(size for size in SIZES if abs(size) < most):
+        known |= {name: torch.randn_like(values[name]) for name in buffers if number}
+        slopes = torch.stack([loss_of(unit) for unit in of_units])
         numbers = size * torch.randn(len(reductions), device=of_units.device).to(of_units.dtype)
         if not close(loss_of(numbers).expand_as(slopes) / size, (slopes @ numbers / size).expand_as(slopes)):
             raise NotDerivableError("what is done with the batch's sums is more than to add multiples of them up")
-
-
-def _kind(function: EachSample, inputs: Mapping[str, Value], values: Mapping[str, Tensor],
-          active: frozenset[str]) -> Kind:
-    """Whether the loss is the mean or the sum of its samples', of this batch and of others whose samples differ."""
-    given, scaled, drawn = list[Tensor](), list[Tensor](), list[Tensor]()
-    for value in inputs.values():
-        tensor = values[value.name]
-        given.append(tensor)
-        constant = not value.batched or value.name not in active
-        scaled.append(tensor if constant else tensor * (0.5 + torch.rand_like(tensor) / 2))
-        drawn.append(tensor if constant else 0.2 + 0.6 * torch.rand_like(tensor))
-    said = [_kind_on(function, tensors) for tensors in (given, scaled, drawn)]
-    kinds = {kind for kind in said if kind is not None}
-    if len(kinds) != 1 or not any(said[1:]) or NEITHER in kinds:
-        raise NotDerivableError("the loss is neither the mean nor the sum of what it is for each sample alone")
-    return kinds.pop()
-
-
-def _kind_on(function: EachSample, tensors: Sequence[Tensor]) -> Kind | None:
-    """None where these samples do not say, as they have no loss."""
-    losses = function(*tensors)
-    if not losses.isfinite().all() or not losses.any():
-        return None
-    twice = [torch.cat([tensor, tensor]) if own else tensor
-             for tensor, own in zip(tensors, function.whole.batched, strict=True)]
-    for kind, make in ((MEAN, torch.mean), (SUM, torch.sum)):
-        once_right = close(function.whole(*tensors), make(losses))
-        if once_right and close(function.whole(*twice), make(torch.cat([losses, losses]))):
-            return kind
-    return NEITHER
 
 
 def _reduced(each: Operation, kind: Kind, loss: Value, registry: Registry) -> list[Operation]:

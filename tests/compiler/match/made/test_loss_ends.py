@@ -108,6 +108,21 @@ def test_what_no_sample_alone_says_is_refused(name, monkeypatch):
         compiled_without(loss, operation, monkeypatch)(inputs, SHARES)
 
 
+class Regularised(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("strength", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, output, y):
+        mean = (output - y).square().mean()
+        return -mean + self.strength * mean.relu()
+
+
+def test_a_buffer_that_is_zero_at_first_may_be_another_number(monkeypatch):
+    with pytest.raises(hbp.UnsupportedOpError, match="more than to add multiples of them up"):
+        compiled_without(Regularised(), "neg", monkeypatch)(X, SHARES)
+
+
 def test_a_loss_whose_rules_are_there_is_left_as_it_is():
     graph = matched(model(), X, torch.tensor([0, 1, 1, 0])).graph
     assert with_derived_end(graph, Deriving(builtin(), Examples([X], {}))) is graph
