@@ -72,7 +72,10 @@ def _put_in(module: GraphModule, call: Any, block: GraphModule, known: set[Node]
         assert user.target is operator.getitem
         user.replace_all_uses_with(results[user.args[1]])
         graph.erase_node(user)
+    holder = call.args[1]
     graph.erase_node(call)
+    if not holder.users:
+        graph.erase_node(holder)
 
 
 def _check_nothing_changes(block: GraphModule, call: Any, known: set[Node] | None) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.trace.fx_graph.functional import functional
 from hbpcompiler.compiler.trace.fx_graph.gradients_off import without_their_derivatives
 from hbpcompiler.reference import reference
 from tests.selection import few, slow
@@ -118,7 +119,7 @@ def test_a_value_that_enters_a_block_is_detached_and_the_block_is_laid_open():
     torch.testing.assert_close(program.run_decompositions({}).module()(X), model(X))
 
 
-def test_a_block_that_nothing_trained_comes_into_is_laid_open_as_it_is():
+def test_a_block_that_nothing_trained_comes_into_is_laid_open_as_it_is(monkeypatch):
     """So that no second trace of torch's is needed, in which the block's lines would be lost."""
     model, X = Blocks(decorated_of_input), torch.randn(2, 3)
     program = torch.export.export(model, (X,), strict=False)
@@ -128,6 +129,9 @@ def test_a_block_that_nothing_trained_comes_into_is_laid_open_as_it_is():
     assert "wrap_with_set_grad_enabled" not in " ".join(targets)
     assert "aten.detach.default" not in targets
     torch.testing.assert_close(program.module()(X), model(X))
+    monkeypatch.setattr(type(program), "run_decompositions", None)
+    assert not program.graph.find_nodes(op="get_attr")
+    functional(program)
 
 
 def test_a_block_inside_autocast_which_the_trace_loses_is_refused_by_the_proof():
