@@ -59,6 +59,9 @@ def refused(kind, standard, *words, model=None, tensors=()):
         ({"quantities": ["grad", "hessian"]}, ValueError, ["'hessian'", "diag_h"]),
         ({"quantities": ["b", "a"]}, ValueError, ["'a', 'b'"]),
         ({"quantities": ["variances", "KFAC"]}, ValueError, ["'KFAC' (is it kfac?), 'variances' (is it variance?)"]),
+        ({"quantities": ["grad, batch_l2", "variance,kfac"]}, ValueError, [
+            "'grad, batch_l2' (several names in one string; write 'grad', 'batch_l2')",
+            "'variance,kfac' (several names in one string; write 'variance', 'kfac')"]),
         ({"quantities": ["SumGradSquared"]}, ValueError, ["'SumGradSquared' (is it second_moment?)"]),
         ({"quantities": ["grad_batch", "grad_sample", "diag_h_batch", "diag_ggn_exact_batch", "sum_grad_squared"]},
          ValueError, ["'grad_batch' (is it batch_grad?)", "'grad_sample' (is it batch_grad?)",

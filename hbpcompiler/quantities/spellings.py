@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 
 from hbpcompiler.quantities.table import QUANTITIES
 
@@ -33,8 +34,12 @@ OF_MATRICES = {
 
 
 def with_the_closest(unknown: str) -> str:
-    """The name as it was given, and the quantity that was meant, if one is very close, begins it, or is close."""
+    """The name as it was given, and the quantity that was meant, if one is very close, begins it, or is close; what to
+    write, if it is several."""
     name = unknown.lower()
+    several = re.findall(r"\w+", unknown)
+    if len(several) > 1 and all(each in QUANTITIES for each in several):
+        return f"{unknown!r} (several names in one string; write {', '.join(map(repr, several))})"
     if meant := OF_OTHERS.get(unknown) or OF_OTHERS.get(name):
         return f"{unknown!r} (is it {meant}?)"
     if kind := OF_MATRICES.get(name):

@@ -63,8 +63,8 @@ def _layers(model: nn.Module, loss: Loss, inputs: Inputs, target: Any, seed: int
 def _pulled(run: Forward, output: Tensor) -> Tensor:
     """[N, c, c]: J^T H J in a layer's output, sample by sample; of the rows that a mask picks row by row."""
     rows, size = jacobian(run.output, output), output.shape[1:].numel()
-    whole = (rows.T @ run.curvature @ rows).view(len(output), size, len(output), size)
-    return whole.diagonal(0, 0, 2).movedim(-1, 0)
+    each = rows.view(len(rows), len(output), size).transpose(0, 1)
+    return each.mT @ (run.curvature @ each)
 
 
 def kfra(

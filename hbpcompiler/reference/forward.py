@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,8 +66,12 @@ class Forward:
             slope = derivative(value, leaf, keep=True)
         self.beside = _reached(value, self.parameters)
         self.slope = slope.detach()
-        # [outputs, outputs]: the Hessian of L in the model's output.
-        self.curvature = jacobian(slope, leaf)
+        self._leaf, self._slope = leaf, slope
+
+    @cached_property
+    def curvature(self) -> Tensor:
+        """[outputs, outputs]: the Hessian of L in the model's output. First derivatives need none of its rows."""
+        return jacobian(self._slope, self._leaf)
 
     def grad(self, name: str) -> Tensor:
         return derivative(self.loss, self.parameters[name])
@@ -92,11 +97,20 @@ class Forward:
         return self.second_moment(name) - self.sample_gradients(name).mean(0).square()
 
     def ggn(self, name: str) -> Tensor:
+        rows = self._jacobian(name)
+        return rows.T @ self.curvature @ rows
+
+    def diag_ggn(self, name: str) -> Tensor:
+        """The same without the [P, P] matrix."""
+        rows = self._jacobian(name)
+        return (rows * (self.curvature @ rows)).sum(0).view_as(self.parameters[name])
+
+    def _jacobian(self, name: str) -> Tensor:
+        """[outputs, P]: the rows of the model's output, derived by a parameter."""
         self._check_output_alone(name)
         if name not in self._jacobians:
             self._jacobians[name] = jacobian(self.output, self.parameters[name])
-        rows = self._jacobians[name]
-        return rows.T @ self.curvature @ rows
+        return self._jacobians[name]
 
     def _check_output_alone(self, name: str) -> None:
         if name in self.beside:

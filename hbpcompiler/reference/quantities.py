@@ -26,9 +26,9 @@ def reference(
         "batch_inner": lambda name: run.batch_grad(name).reshape(run.batch, -1) @ run.grad(name).flatten(),
         "second_moment": run.second_moment,
         "variance": run.variance,
-        "diag_ggn": lambda name: run.ggn(name).diagonal().view_as(run.parameters[name]),
+        "diag_ggn": run.diag_ggn,
         "diag_h": run.diag_h,
-        "trace_ggn": lambda name: run.ggn(name).trace(),
+        "trace_ggn": lambda name: run.diag_ggn(name).sum(),
         "trace_h": lambda name: run.diag_h(name).sum(),
     }
     if quantity not in functions:

@@ -22,6 +22,7 @@ from tests.graph_models import FEW, MODELS, made
 from tests.networks import dense_chains, settings_of, spatial_chains
 from tests.quantities.test_quantities import check_exact
 from tests.selection import cases, few, slow
+from tests.shared_exports import keep
 from tests.uses import USES, used
 from tests.ways import WAYS
 
@@ -33,13 +34,15 @@ PLANNED = [way for way in WAYS if not way.startswith("route")]
 LARGE_FILES = [way for way in WAYS if way.startswith("the file of a large network")]
 
 
+@functools.cache
 def network():
-    """Small, with all that ways differ in: a pool, columns on images and on vectors, a narrow place."""
+    """Small, with all that ways differ in: a pool, columns on images and on vectors, a narrow place. No test may change
+    the model."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Sigmoid(), nn.Conv2d(2, 3, 3), nn.Sigmoid(),
                           nn.MaxPool2d(2),
                           nn.Flatten(), nn.Linear(12, 5), nn.Softsign(), nn.Linear(5, 2), nn.Tanh(), nn.Linear(2, 4))
-    return model.double(), torch.randn(3, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 3, 1])
+    return keep(model.double()), torch.randn(3, 1, 6, 6, dtype=torch.float64), torch.tensor([0, 3, 1])
 
 
 def with_loops(compiled):
@@ -238,10 +241,11 @@ def focal(losses):
     return (1 - torch.exp(-losses)) ** 2 * losses
 
 
+@functools.cache
 def chain():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 4)).double()
-    return model, torch.randn(60, 2, dtype=torch.float64), torch.arange(60) % 4
+    return keep(model), torch.randn(60, 2, dtype=torch.float64), torch.arange(60) % 4
 
 
 @functools.cache

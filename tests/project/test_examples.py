@@ -1,9 +1,11 @@
 """The examples run, and a rule of the user's own works for every quantity."""
 
+import random
 import re
 import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -22,18 +24,49 @@ ROOT = Path(__file__).parents[2]
 BRUTE_FORCE = ["grad", "batch_grad", "batch_l2", "second_moment", "variance", "diag_ggn", "diag_h"]
 
 
-def run_example(name, folder):
-    done = subprocess.run([sys.executable, "-W", "ignore", ROOT / "examples" / name], cwd=folder, capture_output=True,
+EXAMPLES = ROOT / "examples"
+
+
+def process_of_its_own(name, folder):
+    """What an example prints that is run as its user runs it."""
+    done = subprocess.run([sys.executable, "-W", "ignore", EXAMPLES / name], cwd=folder, capture_output=True,
                           text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def run_example(tmp_path, monkeypatch, capsys):
+    """The same in this process, which has imported torch: seconds less. `test_digits` shows that examples run alone."""
+    threads, states = torch.get_num_threads(), (torch.get_rng_state(), random.getstate())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+    def run(name):
+        monkeypatch.setattr(sys, "argv", [name])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            code = 0
+            try:
+                runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+            except SystemExit as ended:
+                code = ended.code
+        assert not code
+        return capsys.readouterr().out
+
+    yield run
+    torch.set_num_threads(threads)
+    torch.set_rng_state(states[0])
+    random.setstate(states[1])
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 @slow("`make demo` runs it")
 def test_digits(tmp_path):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    text = run_example("digits.py", tmp_path)
+    text = process_of_its_own("digits.py", tmp_path)
     for quantity in ("grad", "variance", "diag_ggn", "diag_h", "kflr"):
         error = re.search(rf"^  {quantity} +(\S+)$", text, re.MULTILINE)
         assert float(error[1]) < 1e-8
@@ -46,10 +79,10 @@ def test_digits(tmp_path):
 
 
 @slow("16 s; spectra have tests of their own")
-def test_eigenspace(tmp_path):
+def test_eigenspace(tmp_path, run_example):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    text = run_example("eigenspace.py", tmp_path)
+    text = run_example("eigenspace.py")
     rows = [[float(part) for part in line.split()] for line in text.splitlines() if re.match(r" +\d+ +\d", line)]
     assert (rows[0][0], rows[-1][0]) == (0, 300)
     assert rows[-1][1] < 0.3 < 2 < rows[0][1]  # the loss
@@ -61,16 +94,16 @@ def test_eigenspace(tmp_path):
 
 
 @slow("20 s; what it uses has tests of its own")
-def test_pruning_and_quantisation(tmp_path):
+def test_pruning_and_quantisation(tmp_path, run_example):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    text = run_example("pruning.py", tmp_path)
+    text = run_example("pruning.py")
     rows = {line.split()[0]: [float(part) for part in line.split()[1:]] for line in text.splitlines() if "%  " in line}
     assert rows["0%"] == [rows["0%"][0]] * 4
     hessian, _, _, random = rows["60%"]
     assert hessian > rows["0%"][0] - 0.05 > random + 0.3
     assert (tmp_path / "out" / "pruning.png").stat().st_size > 1000
-    text = run_example("quantisation.py", tmp_path)
+    text = run_example("quantisation.py")
     layers = [[float(part) for part in re.findall(r"-?\d\.\de-\d+", line)] for line in text.splitlines()
               if ".weight" in line]
     assert len(layers) == 4
@@ -81,10 +114,10 @@ def test_pruning_and_quantisation(tmp_path):
 
 
 @slow("16 s; clipped gradients have tests of their own")
-def test_dp_sgd(tmp_path):
+def test_dp_sgd(tmp_path, run_example):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    text = run_example("dp_sgd.py", tmp_path)
+    text = run_example("dp_sgd.py")
     accuracies = [float(found) for found in re.findall(r"test accuracy (\S+)%", text)]
     assert len(accuracies) == 3
     assert min(accuracies) > 50
@@ -92,10 +125,10 @@ def test_dp_sgd(tmp_path):
 
 
 @slow("10 s; influence has tests of its own")
-def test_mislabelled(tmp_path):
+def test_mislabelled(tmp_path, run_example):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    text = run_example("mislabelled.py", tmp_path)
+    text = run_example("mislabelled.py")
     rows = {line[:34].strip(): [float(part) for part in re.findall(r"(\S+)%", line)] for line in text.splitlines()
             if line.startswith(("by ", "at random"))}
     own, by_loss, random = rows.values()
@@ -108,10 +141,10 @@ def test_mislabelled(tmp_path):
 
 
 @slow("trains six networks, twenty seconds; sample_weights has tests of its own")
-def test_importance_sampling(tmp_path):
+def test_importance_sampling(tmp_path, run_example):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    text = run_example("importance_sampling.py", tmp_path)
+    text = run_example("importance_sampling.py")
     assert float(re.search(r"off by (\S+) times", text)[1]) < 2
     ratios = re.search(r"one's: (\S+) before training, (\S+) after; .* old (\S+)", text)
     before, after, old = map(float, ratios.groups())
@@ -124,7 +157,8 @@ def test_importance_sampling(tmp_path):
 
 @slow("a process of its own; what it uses has tests")
 def test_own_rule(tmp_path):
-    text = run_example("own_rule.py", tmp_path)
+    """Alone: it defines an operation, which a process does once."""
+    text = process_of_its_own("own_rule.py", tmp_path)
     assert "mylib.squash" in text
     assert "no rule" in text
 
@@ -197,10 +231,10 @@ def test_kronecker_factors_of_the_last_layer_are_its_block():
 
 
 @slow("10 s; optimizers have tests of their own")
-def test_kfac(tmp_path):
+def test_kfac(tmp_path, run_example):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    text = run_example("kfac.py", tmp_path)
+    text = run_example("kfac.py")
     losses = {line.split()[0]: [float(part) for part in line.split()[1:5]] for line in text.splitlines()
               if line.startswith(("  Adam", "  KFAC"))}
     assert all(ours < adams for ours, adams in zip(losses["KFAC"][:3], losses["Adam"][:3], strict=True))
@@ -209,10 +243,10 @@ def test_kfac(tmp_path):
 
 
 @slow("10 s; optimizers have tests of their own")
-def test_block_newton(tmp_path):
+def test_block_newton(tmp_path, run_example):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    text = run_example("block_newton.py", tmp_path)
+    text = run_example("block_newton.py")
     ends = {line.split("  ")[1]: float(re.search(r"-> (\S+) in", line)[1]) for line in text.splitlines()
             if line.startswith("  ")}
     assert ends["block Newton"] < 1e-10 < ends["gradient descent"]
@@ -220,10 +254,10 @@ def test_block_newton(tmp_path):
 
 
 @slow("25 s; each quantity and the report have tests of their own")
-def test_monitor_stories(tmp_path):
+def test_monitor_stories(tmp_path, run_example):
     pytest.importorskip("sklearn")
     pytest.importorskip("matplotlib")
-    text = run_example("monitor_stories.py", tmp_path)
+    text = run_example("monitor_stories.py")
     wider = float(re.search(r"unscaled inputs: .*: (\d+) times", text)[1])
     assert wider > 100
     sigmoid, relu = (float(found) for found in re.findall(r"last layer over first: (\S+)", text))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -188,9 +189,9 @@ class _Writer:
         traced, given = self._traced(node, called)
         for place, read in zip(traced.find_nodes(op="placeholder"), given, strict=True):
             self.values[place] = self.values[read]
+        if _is_alone(called, traced):
+            raise _NeedsAllError
         parts = [part for part in traced.nodes if part.op not in ("placeholder", "output")]
-        if [part.target for part in parts if part.target is not operator.getitem] == [called]:
-            raise _NeedsAllError  # a composite, whose own way is that of torch's second trace
         for part in parts:
             if part.op != "call_function" or "val" not in part.meta:
                 raise _NeedsAllError
@@ -209,23 +210,39 @@ class _Writer:
 
         In what the table has a function for composites stay whole, as in a model.
         """
-        run_it = self.table.get(called, called)
         leaves, form = pytree.tree_flatten((node.args, node.kwargs))
         given = list(dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, Node)))
 
-        def run(*values: Any) -> Any:
-            known = dict(zip(given, values, strict=True))
-            filled = [known[leaf] if isinstance(leaf, Node) else leaf for leaf in leaves]
-            arguments, named = pytree.tree_unflatten(filled, form)
-            result = run_it(*arguments, **named)
-            return tuple(result) if isinstance(result, tuple) else result  # torch's may have names of its own
+        def traced(run_it: Callable[..., Any], whole: bool) -> Graph:
+            def run(*values: Any) -> Any:
+                known = dict(zip(given, values, strict=True))
+                filled = [known[leaf] if isinstance(leaf, Node) else leaf for leaf in leaves]
+                arguments, named = pytree.tree_unflatten(filled, form)
+                result = run_it(*arguments, **named)
+                return tuple(result) if isinstance(result, tuple) else result  # torch's may have names of its own
 
-        examples = _apart([read.meta["val"] for read in given])
+            return _trace(run, _apart([read.meta["val"] for read in given]), whole)
+
         places = [given.index(leaf) for leaf in leaves if isinstance(leaf, Node)]
         key = (called, form, *places, *map(_like, leaves))
         if key not in self.traced:
-            self.traced[key] = _trace(run, examples, whole=called in self.table)
+            found = traced(self.table.get(called, called), whole=called in self.table)
+            if called in self.table and _is_alone(called, found):
+                found = traced(partial(_opened, called), whole=True)
+            self.traced[key] = found
         return self.traced[key], given
+
+
+def _opened(called: Any, *arguments: Any, **named: Any) -> Any:
+    """What a composite calls: torch's table says only that it is one (einsum), and a trace keeps it whole."""
+    with torch._C.DisableTorchFunction():
+        return called.decompose(*arguments, **named)
+
+
+def _is_alone(called: Any, traced: Graph) -> bool:
+    """Whether a call in pieces is one piece, the call itself."""
+    return [part.target for part in traced.nodes
+            if part.op not in ("placeholder", "output") and part.target is not operator.getitem] == [called]
 
 
 def _apart(values: Sequence[Any]) -> list[Any]:

@@ -24,15 +24,15 @@ from hbpcompiler.rules.shared.torch_operations import DETACH
 def without_their_derivatives(program: Any) -> None:
     """Give an ExportedProgram's blocks without gradients the derivative that they have: none.
 
-    Blocks that nothing trained comes into (rotary embeddings of positions) stay. Raises ModelError where a block
-    changes a trained value in place, whose derivative would stay that of the value before.
+    All are laid open: a graph with none of them needs no second trace of torch's (see `functional`). Raises ModelError
+    where a block changes a trained value in place, whose derivative would stay that of the value before.
     """
     nested = [module for module in program.graph_module.modules() if isinstance(module, GraphModule)]
     for module in reversed(nested):
         known = _trained(program) if module is program.graph_module else None
         for call in list(module.graph.nodes):
             block = _block_of(module, call)
-            if block is not None and any(_is_trained(item, known) for item in call.args[2:]):
+            if block is not None:
                 _check_nothing_changes(block, call, known)
                 _put_in(module, call, block, known)
         module.recompile()
@@ -72,7 +72,10 @@ def _put_in(module: GraphModule, call: Any, block: GraphModule, known: set[Node]
         assert user.target is operator.getitem
         user.replace_all_uses_with(results[user.args[1]])
         graph.erase_node(user)
+    holder = call.args[1]
     graph.erase_node(call)
+    if not holder.users:
+        graph.erase_node(holder)
 
 
 def _check_nothing_changes(block: GraphModule, call: Any, known: set[Node] | None) -> None:

@@ -284,9 +284,14 @@ def test_outputs_and_names_are_those_of_the_signature():
 
 @pytest.mark.parametrize(("does", "operation"), [
     (lambda h: h.roll((1, 1), (1, 2)), "roll.default"), (lambda h: F.glu(h[..., :2]), "glu.default"),
-    (lambda h: F.smooth_l1_loss(h, h.detach() * 2), "smooth_l1_loss.default")])
+    (lambda h: F.smooth_l1_loss(h, h.detach() * 2), "smooth_l1_loss.default"),
+    (F.logsigmoid, "log_sigmoid.default"), (lambda h: F.triplet_margin_loss(h, h * 2, h.sin()),
+                                            "triplet_margin_loss.default"),
+    (lambda h: torch.einsum("ntd,dke->nte", h, h.new_ones(3, 2, 3)), "einsum.default"),
+    (lambda h: torch.einsum("ntd,nsd,nud->tsu", h, h * 2, h.sin()), "einsum.default")])
 def test_operations_are_taken_apart_one_by_one(does, operation, monkeypatch):
-    """By a table of torch's, which traces the whole graph otherwise; composites in the pieces stay whole."""
+    """As torch does it, which traces the whole graph: by a table of its own, or what a composite itself calls;
+    composites in the pieces stay whole."""
     model, x = Model(does), torch.randn(4, 2, 3, dtype=torch.float64)
     overload = getattr(getattr(torch.ops.aten, operation.split(".")[0]), operation.split(".")[1])
     table = {overload: decomposition(overload, builtin())}
@@ -305,15 +310,6 @@ def test_what_fails_here_goes_torchs_way(monkeypatch):
     monkeypatch.setattr(functional, "make_fx", None)
     model, x = Model(turned), torch.randn(4, 2, 3, dtype=torch.float64)
     torch.testing.assert_close(run(functional.functional(exported(model, x)), model, x), model(x))
-
-
-def test_composites_are_taken_apart_by_torchs_way():
-    model, x = Model(F.logsigmoid), torch.randn(4, 2, 3, dtype=torch.float64)
-    overload = torch.ops.aten.log_sigmoid.default
-    written = functional.taken_apart(functional.functional(exported(model, x)),
-                                     {overload: decomposition(overload, builtin())})
-    assert all(node.target is not overload for node in written.graph.nodes)
-    torch.testing.assert_close(run(written, model, x), model(x))
 
 
 def test_calls_that_are_alike_are_traced_once(monkeypatch):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.compiler.trace.fx_graph.functional import functional
 from hbpcompiler.compiler.trace.fx_graph.gradients_off import without_their_derivatives
 from hbpcompiler.reference import reference
 from tests.selection import few, slow
@@ -81,9 +82,13 @@ def own_parameter(model, h):
     return (h @ weight @ weight.T).tanh()
 
 
+def decorated_of_input(model, h):
+    return h * decorated(torch.ones(len(h), 4, dtype=h.dtype)).sigmoid()
+
+
 @few(1, "further cases of one kind")
 @pytest.mark.parametrize("inside", [scaled, in_a_mode, by_decorator, turned_on_again, several_results, moving_average,
-                                    own_parameter])
+                                    own_parameter, decorated_of_input])
 def test_what_a_block_makes_is_a_constant(inside):
     torch.manual_seed(0)
     model = Blocks(inside).double()
@@ -112,6 +117,21 @@ def test_a_value_that_enters_a_block_is_detached_and_the_block_is_laid_open():
     assert after.count("aten.detach.default") == 1
     assert "wrap_with_set_grad_enabled" not in " ".join(after)
     torch.testing.assert_close(program.run_decompositions({}).module()(X), model(X))
+
+
+def test_a_block_that_nothing_trained_comes_into_is_laid_open_as_it_is(monkeypatch):
+    """So that no second trace of torch's is needed, in which the block's lines would be lost."""
+    model, X = Blocks(decorated_of_input), torch.randn(2, 3)
+    program = torch.export.export(model, (X,), strict=False)
+    assert "wrap_with_set_grad_enabled" in " ".join(str(node.target) for node in program.graph.nodes)
+    without_their_derivatives(program)
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert "wrap_with_set_grad_enabled" not in " ".join(targets)
+    assert "aten.detach.default" not in targets
+    torch.testing.assert_close(program.module()(X), model(X))
+    monkeypatch.setattr(type(program), "run_decompositions", None)
+    assert not program.graph.find_nodes(op="get_attr")
+    functional(program)
 
 
 def test_a_block_inside_autocast_which_the_trace_loses_is_refused_by_the_proof():
