@@ -35,7 +35,6 @@ BACKENDS = ("python", "torchscript", "inductor")
 UNITS: Mapping[str, int] = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20,
                             "GIB": 2**30}
 
-
 Dynamic = tuple[tuple[str, tuple[int, ...]], ...] | Literal[False] | None
 
 
@@ -276,16 +275,13 @@ def check_model(model: Any, loss: Any) -> None:
                                  " and write torch.view_as_complex(self.w) where it is used."))
     if not callable(loss):
         hint = ""
-        if isinstance(loss, list | tuple) and any(isinstance(item, Tensor) for item in loss):
-            hint = ("; a batch goes to what compile returns, as in compiled(X, y), or behind the loss, as in "
-                    "hbp.operator(model, loss, (X, y))")
+        if any(isinstance(item, Tensor) for item in (loss if isinstance(loss, list | tuple) else [loss])):
+            hint = "; a batch goes to what compile returns, compiled(X, y), or third, hbp.operator(model, loss, (X, y))"
         elif isinstance(loss, list | tuple | dict | set):
             hint = "; quantities come third, or by name: hbp.compile(model, quantities=['grad'])"
         elif isinstance(loss, str):
             hint = "; the loss itself, such as nn.CrossEntropyLoss()"
-        elif isinstance(loss, Tensor):
-            hint = "; the batch goes to what compile returns, as in compiled(X, y)"
-        raise OptionTypeError(f"loss must be a module or a function of (output, target), not "
+        raise OptionTypeError("loss must be a module or a function of (output, target), not "
                               f"{type(loss).__name__}{hint}")
     if getattr(loss, "reduction", "mean") == "none":
         raise OptionError("the loss has reduction='none'; per-sample quantities need the whole loss: use "

@@ -96,9 +96,9 @@ def test_arguments_in_another_order():
     model, batch = nn.Linear(4, 3), (torch.randn(6, 4), torch.zeros(6, dtype=torch.long))
     with pytest.raises(hbp.HbpError, match=r"the model comes first, as in hbp.compile\(model, loss\)"):
         hbp.compile(nn.CrossEntropyLoss(), model, ["grad"])
-    with pytest.raises(hbp.HbpError, match=r"behind the loss, as in hbp.operator\(model, loss, \(X, y\)\)"):
+    with pytest.raises(hbp.HbpError, match=r"or third, hbp.operator\(model, loss, \(X, y\)\)"):
         hbp.operator(model, batch, nn.CrossEntropyLoss())
-    with pytest.raises(hbp.HbpError, match=r"as in compiled\(X, y\)"):
+    with pytest.raises(hbp.HbpError, match=r"what compile returns, compiled\(X, y\)"):
         hbp.compile(model, batch)
 
 
