@@ -32,7 +32,7 @@ def task():
 
 def test_the_batch_where_the_loss_belongs():
     model, X, y = task()
-    with pytest.raises(hbp.CompileError, match=r"not Tensor; the batch goes to .* compiled\(X, y\)"):
+    with pytest.raises(hbp.CompileError, match=r"not Tensor; a batch goes to .* compiled\(X, y\)"):
         hbp.compile(model, X, y)
 
 
