@@ -152,8 +152,12 @@ def add_products_by_index_(total: Tensor, x: Tensor, z: Optional[Tensor], index:
 
 
 def _mirrored_on_meta(total: Any, block: int = 64) -> Any:
-    """As much to move, without strips."""
-    return total.copy_(total.t().contiguous())
+    """The first strip, which is the longest, and all the rest at once."""
+    strip = total[:block, block:].contiguous()
+    total[block:, :block].copy_(strip.t().contiguous())
+    own = total[:block, :block]
+    own.copy_(own.triu() + own.triu(1).t())
+    return total.copy_(total.t())
 
 
 @idiom(on_meta=_mirrored_on_meta)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.match.made.complex_regions import Region, in_pairs, regions, without_unread
+from hbpcompiler.compiler.match.made.elsewhere import check_elsewhere
 from hbpcompiler.compiler.match.made.probe import (
     NotDerivableError,
     apart,
-    check_other_masks,
     each_alone,
     first_line,
     probe,
@@ -128,8 +128,8 @@ class Deriving:
         if self.examples.alike:
             tensors = apart(tensors, function.batched)
             expected = function(*tensors)
-        check_other_masks(function, tensors)
         seen = probe(function, tensors, [slots.index(slot) for slot in moving], expected)
+        check_elsewhere(function, tensors)
         sizes = sum(prod(inputs[slot].sample_shape) for slot in moving)
         elementwise = _is_elementwise(region, moving)
         second = seen.second

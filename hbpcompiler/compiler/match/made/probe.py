@@ -57,22 +57,6 @@ def apart(tensors: Sequence[Tensor], batched: Sequence[bool]) -> list[Tensor]:
     return found
 
 
-def check_other_masks(function: Composite, tensors: Sequence[Tensor]) -> None:
-    """Raises NotDerivableError where samples meet by what a mask says, though not by what this batch's masks say."""
-    if not any(own and tensor.dtype is torch.bool for own, tensor in zip(function.batched, tensors, strict=True)):
-        return
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        seed_global(0, tensors[0].device)
-        others = [torch.rand(tensor.shape, device=tensor.device) < 0.5 if tensor.dtype is torch.bool and own else tensor
-                  for own, tensor in zip(function.batched, tensors, strict=True)]
-        try:
-            expected = function(*others)
-        except (RuntimeError, ValueError, IndexError):  # it does not take such masks
-            return
-        if expected.isfinite().all():
-            _check_value(function, others, expected)
-
-
 def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip() or ' ').splitlines()[0][:200]}"
 
@@ -80,7 +64,7 @@ def first_line(error: BaseException) -> str:
 def _probe(function: Composite, tensors: Sequence[Tensor], active: Sequence[int], shared: Sequence[int],
            expected: Tensor) -> Probe:
     given = [tensor.detach() for tensor in tensors]
-    _check_value(function, given, expected)
+    check_value(function, given, expected)
     each = _each(function, given, shared, expected) if shared else None
     samples = next((len(tensor) for tensor, own in zip(given, function.batched, strict=True) if own), 2)
     columns = torch.randn((samples, COLUMNS, *function.shape), device=expected.device).to(expected.dtype)
@@ -123,7 +107,8 @@ def each_alone(function: Composite, given: list[Tensor], active: Sequence[int]) 
     return fast if is_same else slow, wanted
 
 
-def _check_value(function: Composite, given: Sequence[Tensor], expected: Tensor) -> None:
+def check_value(function: Composite, given: Sequence[Tensor], expected: Tensor) -> None:
+    """Raises NotDerivableError where the function makes of one sample alone another result than in this batch."""
     found = function(*given)
     if not close(found, expected):
         raise NotDerivableError("its result differs from one call to the next")

@@ -8,12 +8,13 @@ buffers: those of the first batch may be the ones that leave nobody out. Values 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hbpcompiler.compiler.match.made.elsewhere import FAILURES, Draw, one_far
 from hbpcompiler.compiler.match.made.probe import NotDerivableError, close
 from hbpcompiler.compiler.trace.graph import Value
 from hbpcompiler.rule.composite import EachSample
@@ -30,9 +31,6 @@ TIMES = (1, 2, 3, 50)
 """How often the few samples are laid one behind the other."""
 MOST = 1_000_000
 """Numbers in a batch that is tried, where the samples are laid more than twice."""
-FAILURES = (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError)
-
-Draw = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def _others(given: Sequence[Given]) -> Iterator[list[Tensor]]:
     for of_others in (_between, _flags, _partly_unknown, torch.randn_like):
         yield _drawn(given, _between, of_others)
     for number, size in enumerate(SIZES):
-        large = _of_sizes(size, number)
+        large = one_far(size, number)
         yield _drawn(given, large)
         yield _drawn(given, large, large)
 
@@ -118,17 +116,6 @@ def _partly_unknown(tensor: Tensor) -> Tensor:
     found = _between(tensor)
     found.view(-1)[:1] = torch.nan
     return found
-
-
-def _of_sizes(size: float, number: int) -> Draw:
-    """Numbers around zero, those of one sample `size` times as large."""
-    def draw(tensor: Tensor) -> Tensor:
-        found = torch.randn_like(tensor)
-        if found.dim():
-            found[number % len(found)] *= size
-        return found
-
-    return draw
 
 
 def _kind_on(function: EachSample, tensors: Sequence[Tensor], at: Sequence[int]) -> Kind | None:
