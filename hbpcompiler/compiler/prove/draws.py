@@ -69,8 +69,8 @@ class Draws:
 def _numbers(state: Any) -> Any:
     """Numpy's state, whose array as bytes: arrays are not compared by ==, and as texts they take a millisecond each and
     leave out what numpy is told not to print."""
-    if state is None:
-        return None
+    if not isinstance(state, tuple):  # numpy is not loaded, or draws by another generator than its first
+        return str(state)
     kind, key, *position = state
     return kind, key.tobytes(), *position
 

@@ -34,3 +34,17 @@ def test_numpys_draws_are_seen_however_its_arrays_are_printed():
     with numpy.printoptions(threshold=5):
         assert other.python_drew(before)
         assert not replace(before).python_drew(before)
+
+
+@pytest.mark.filterwarnings("ignore:get_state and legacy")
+def test_draws_of_another_generator_of_numpys_are_seen():
+    numpy = pytest.importorskip("numpy")
+    own = numpy.random.get_bit_generator()
+    numpy.random.set_bit_generator(numpy.random.PCG64(3))
+    try:
+        before = Draws.now(CPU)
+        assert not Draws.now(CPU).python_drew(before)
+        numpy.random.rand()
+        assert Draws.now(CPU).python_drew(before)
+    finally:
+        numpy.random.set_bit_generator(own)
