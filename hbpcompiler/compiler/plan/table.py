@@ -87,21 +87,21 @@ def _of_each(step: SumEach) -> tuple[str, ...]:
 def _by_kind(plan: Plan) -> list[tuple[str, ...]]:
     """Of many parameters, those that end alike in one row, their costs summed."""
     parameters: dict[tuple[str, ...], list[str]] = {}
-    costs: dict[tuple[str, ...], Any] = {}
+    costs: dict[tuple[str, ...], list[Any]] = {}
     for step in reversed(plan.closings()):
         for choice in step.choices:
             kind: tuple[str, ...] = (_stream(step), "+".join(sorted(choice.kinds)), choice.route.name)
             parameters.setdefault(kind, []).append(step.parameter.key)
-            costs[kind] = costs.get(kind, 0) + _of_batch(choice.cost.multiply_adds, step)
+            costs.setdefault(kind, []).append(_of_batch(choice.cost.multiply_adds, step))
     for each in plan.steps:
         if isinstance(each, SumEach):
             kind = _of_each(each)[:-1]
             parameters.setdefault(kind, []).append(each.parameter.key)
-            costs[kind] = costs.get(kind, 0) + each.cost().multiply_adds
+            costs.setdefault(kind, []).append(each.cost().multiply_adds)
     rows: list[tuple[str, ...]] = []
     for kind, keys in parameters.items():
         who = keys[0] if len(keys) == 1 else f"{keys[0]} and {len(keys) - 1} more"
-        rows.append((who, *kind, _polynomial(costs[kind])))
+        rows.append((who, *kind, _polynomial(sympy.Add(*costs[kind]))))
     return rows
 
 

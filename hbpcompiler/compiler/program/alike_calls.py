@@ -35,7 +35,8 @@ class AlikeCalls:
                pointwise: bool = False) -> Any:
         """What `call` makes, which is `name` called with meta tensors among these arguments.
 
-        `pointwise`: each number of the result is made of one of each argument, so that shapes need not be alike.
+        `pointwise`: each number of the result is made of one of each argument, expanded, so that shapes need not be
+        alike.
         """
         shape = shape_of_all((*args, *kwargs.values())) if pointwise else None
         kind = kind_of_call(name, args, kwargs, shape)
@@ -56,16 +57,27 @@ class AlikeCalls:
 
 
 def shape_of_all(given: Sequence[Any]) -> torch.Size | None:
-    """The one shape of all tensors that a call is given, if they lie in memory row by row; None otherwise."""
-    found: torch.Size | None = None
+    """The shape of that tensor which all that a call is given are expanded to, if each lies in memory row by row;
+    None otherwise."""
+    shapes = set()
     for item in given:
         if isinstance(item, list | tuple | dict):
             return None
         if isinstance(item, Tensor):
-            if item.shape != (item.shape if found is None else found) or item.stride() != row_by_row(item.shape):
+            if item.stride() != row_by_row(item.shape):
                 return None
-            found = item.shape
-    return found
+            shapes.add(item.shape)
+    whole = expanded(frozenset(shapes))
+    return whole if whole in shapes else None
+
+
+@lru_cache(maxsize=4096)
+def expanded(shapes: frozenset[torch.Size]) -> torch.Size | None:
+    """What tensors of these shapes are expanded to together; None where they do not fit."""
+    try:
+        return torch.broadcast_shapes(*shapes)
+    except RuntimeError:
+        return None
 
 
 @lru_cache(maxsize=4096)
@@ -86,18 +98,22 @@ def kind_of_call(name: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any],
                  shape: torch.Size | None = None) -> Hashable | None:
     """Equal for calls that are alike; None for one that may be like no other.
 
-    With `shape`, that of all tensors: whether they have axes, which decides on the result's dtype, and no more.
+    With `shape`, that of the result: whether tensors have axes, which decides on its dtype, and no more.
     """
     if shape is not None:
-        with_axes = len(shape) > 0
-        args = [(with_axes, item.dtype) if isinstance(item, Tensor) else item for item in args]
-        kwargs = {key: (with_axes, item.dtype) if isinstance(item, Tensor) else item for key, item in kwargs.items()}
+        args = [_without_lengths(item) for item in args]
+        kwargs = {key: _without_lengths(item) for key, item in kwargs.items()}
     kind = name, torch.get_default_dtype(), shape is None, _kind(args), _kind(tuple(kwargs.items()))
     try:
         hash(kind)
     except TypeError:  # an argument that has no hash, such as the dict of all parameters
         return None
     return kind
+
+
+def _without_lengths(item: Any) -> Any:
+    """A tensor as far as it decides on the dtype of what is made number by number; anything else as it is."""
+    return (item.dim() > 0, item.dtype) if isinstance(item, Tensor) else item
 
 
 def _kind(item: Any) -> Hashable:

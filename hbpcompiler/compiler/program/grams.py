@@ -152,11 +152,12 @@ def add_products_by_index_(total: Tensor, x: Tensor, z: Optional[Tensor], index:
 
 
 def _mirrored_on_meta(total: Any, block: int = 64) -> Any:
-    """The first strip, which is the longest, and all the rest at once."""
-    strip = total[:block, block:].contiguous()
-    total[block:, :block].copy_(strip.t().contiguous())
-    own = total[:block, :block]
-    own.copy_(own.triu() + own.triu(1).t())
+    """As much memory as the first strip takes, which is the longest."""
+    strip, own = torch.empty_like(total[:block, block:]), total[:block, :block]
+    turned = strip.new_empty(strip.shape[::-1])
+    del turned
+    halves = [own.new_empty(own.shape) for _ in range(3)]
+    del halves, strip
     return total.copy_(total.t())
 
 

@@ -1,5 +1,6 @@
 """Calls on meta tensors that are alike: made once, with the same shapes, strides, dtypes and memory as when made."""
 
+import itertools
 import operator
 
 import pytest
@@ -107,7 +108,7 @@ def test_what_is_made_number_by_number_is_known_for_all_shapes(function):
             assert described(counted(meta(*shape, dtype=dtype))) == described(function(meta(*shape, dtype=dtype)))
 
 
-def test_only_tensors_of_one_shape_that_lie_row_by_row_are_alike_in_all_shapes():
+def test_only_tensors_that_lie_row_by_row_and_are_expanded_to_one_of_them_are_alike_in_all_shapes():
     counted = Counted(operator.mul, pointwise=True)
     counted(meta(3, 4), 2.0)
     counted(meta(6), 2.0)
@@ -116,3 +117,26 @@ def test_only_tensors_of_one_shape_that_lie_row_by_row_are_alike_in_all_shapes()
     for other in ((meta(3, 4).t(), 2.0), (meta(3, 4), meta(4)), (meta(8)[::2], 2.0), (meta(), 2.0)):
         assert described(counted(*other)) == described(operator.mul(*other))
     assert counted.runs == 6
+    counted(meta(2, 5, 1), meta(5, 1))
+    assert counted.runs == 6, "as (3, 4) and (4)"
+    for other in ((meta(3, 1), meta(4)), (meta(3, 4), meta()), (meta(4, 3).t(), meta(4))):
+        assert described(counted(*other)) == described(operator.mul(*other))
+    assert counted.runs == 9
+
+
+SHAPES = [shape for axes in range(4) for shape in itertools.product((0, 1, 3), repeat=axes)]
+
+
+@pytest.mark.parametrize("function", [torch.mul, torch.gt, torch.atan2, lambda x, y: torch.addcmul(x, y, y)])
+def test_what_is_expanded_has_the_shape_strides_and_dtype_that_torch_gives_it(function):
+    counted, calls = Counted(function, pointwise=True), 0
+    for first, second in itertools.product(SHAPES, SHAPES):
+        for dtypes in ((torch.float32, torch.float32), (torch.float64, torch.float32), (torch.float32, torch.float64)):
+            given = meta(*first, dtype=dtypes[0]), meta(*second, dtype=dtypes[1])
+            try:
+                expected = described(function(*given))
+            except RuntimeError:  # they do not fit
+                continue
+            assert described(counted(*given)) == expected, (first, second, dtypes)
+            calls += 1
+    assert counted.runs < calls
