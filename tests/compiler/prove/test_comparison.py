@@ -1,7 +1,10 @@
 """How far two numbers are apart, and the table that says it."""
 
+import pytest
 import torch
+from torch import nn
 
+import hbpcompiler as hbp
 from hbpcompiler.compiler.prove.comparison import compared, gap, left_out
 from hbpcompiler.compiler.prove.verification import Verification
 
@@ -28,3 +31,34 @@ def test_a_table_reads_well():
     assert table.errors == {"grad": {"0.weight": 0.5}}
     assert [line.parameter for line in table.wrong] == ["0.weight"]
     assert len(list(table)) == len(table) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_below_the_least_of_full_precision_have_no_digits(dtype):
+    least, key, eps = torch.finfo(dtype).tiny, ("grad", "0.weight"), torch.finfo(dtype).eps
+
+    def agree(found, expected):
+        lines = compared({key: torch.tensor([found], dtype=dtype)}, {key: torch.tensor([expected], dtype=dtype)}, eps)
+        return lines[0].agrees
+
+    assert agree(0.5 * least, 0.0)
+    assert agree(0.5 * least, 0.25 * least)
+    assert not agree(3 * least, 0.0)
+    assert not agree(5 * least, 3 * least)
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 80), (torch.float64, 700)])
+def test_slopes_of_a_saturated_loss_that_fall_below_it(dtype, least):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, generator=generator).to(dtype)
+    for margin in range(least, least + 60, 4):
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).to(dtype)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            first, second = model(x).topk(2, 1).values.unbind(1)
+            for parameter in model[2].parameters():
+                parameter *= margin / (first - second).min()
+        y = model(x).argmax(1)
+        result = hbp.compile(model, nn.CrossEntropyLoss(), ["grad", "diag_h"], verify="full")(x, y)
+        assert result.loss == nn.CrossEntropyLoss()(model(x), y)
