@@ -258,6 +258,15 @@ def test_a_full_disk_and_a_missing_home(monkeypatch, tmp_path):
 
 
 @slow("a process for one line")
+def test_torch_s_compiler_is_not_imported_before_it_is_asked():
+    """That takes a second, of a command that compiles nothing, too."""
+    code = "import sys, torch; own = set(sys.modules); import hbpcompiler; print(*set(sys.modules) - own)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "hbpcompiler.compiler.trace.export" in found
+    assert "torch._dynamo" not in found
+
+
+@slow("a process for one line")
 def test_the_temporary_folder_goes_with_the_process():
     code = ("from hbpcompiler import cache; import warnings; warnings.simplefilter('ignore');"
             "print(cache.temporary_folder('why'))")

@@ -7,7 +7,6 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-import torch._dynamo.config as fake_tensors
 from torch import nn
 
 from hbpcompiler.rules.shared.quick_shapes import QUICK
@@ -26,11 +25,13 @@ def right_shapes(model: nn.Module) -> Iterator[None]:
     takes a third of the time that the export of a small network or of a DenseNet does. What calls make is kept, for
     others that are alike, only in models that have many (BERT's twelve layers): to keep it takes another third.
     """
+    from torch._dynamo.config import patch  # a second, and half of what importing this library would take
+
     table = torch._decomp.decomposition_table
     known: dict[Any, Any] = {overload: table.pop(overload) for overload in (MISREAD, *QUICK) if overload in table}
     table.update({overload: shaped(known[overload]) for overload, shaped in QUICK.items() if overload in known})
     try:
-        with nullcontext() if _has_alike_layers(model) else fake_tensors.patch(fake_tensor_cache_enabled=False):
+        with nullcontext() if _has_alike_layers(model) else patch(fake_tensor_cache_enabled=False):
             yield
     finally:
         table.update(known)
