@@ -148,11 +148,11 @@ def _positive(given: Sequence[Given], size: float, number: int) -> list[Draw]:
 def _drawn(given: Sequence[Given], moving: Draw, others: Draw | None = None) -> list[Tensor]:
     found = []
     for argument in given:
-        tensor = argument.tensor
+        tensor = argument.tensor.detach()
         draw = moving if argument.moves else others if argument.changes else None
         if argument.changes and tensor.dtype is torch.bool:
             tensor = torch.rand(tensor.shape, device=tensor.device) < 0.5
-        elif draw is not None and tensor.is_floating_point():
+        elif draw is not None and tensor.is_floating_point() and tensor.numel():
             tensor = draw(tensor)
         elif argument.value.batched and not tensor.is_floating_point():  # labels of others, as there may be no more
             tensor = tensor[torch.randint(len(tensor), (len(tensor),), device=tensor.device)]
@@ -176,5 +176,5 @@ def _flags(tensor: Tensor) -> Tensor:
 def _partly_unknown(tensor: Tensor) -> Tensor:
     """NaN at one place, as missing labels are marked."""
     found = _between(tensor)
-    found.view(-1)[:1] = torch.nan
+    found[(0,) * found.dim()] = torch.nan
     return found

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.match.made.batches import EndlessError, Given, lines_of, one_far, with_patience
+from hbpcompiler.compiler.match.made.batches import EndlessError, Given, lines_of, one_far, others, with_patience
 from hbpcompiler.compiler.match.made.elsewhere import check_elsewhere
 from hbpcompiler.compiler.match.made.probe import NotDerivableError
 from hbpcompiler.compiler.trace.graph import N, Value
@@ -179,3 +179,13 @@ def test_patience():
     with pytest.raises(EndlessError), with_patience(lines):
         counted(1_000_000)
     assert sys.gettrace() is before
+
+
+@pytest.mark.parametrize("beside", [torch.ones(2, 3).t(), torch.ones(0, 4), torch.ones(())])
+def test_what_is_drawn_has_any_layout(beside):
+    x = torch.ones(4, 2, 3).transpose(1, 2)
+    given = [Given(Value("x", (N, 3, 2), x.dtype, "input"), x, True),
+             Given(Value("b", tuple(beside.shape), beside.dtype, "buffer", "b"), beside, False)]
+    batches = [*others(given)]
+    assert len(batches) > 20
+    assert all([*map(torch.Tensor.size, batch)] == [x.shape, beside.shape] for batch in batches)
