@@ -23,8 +23,6 @@ SIZES = tuple(10.0**power for power in range(-4, 9))
 """Of one sample beside the others', by decades: a limit may begin anywhere."""
 MANY = 100_000
 """Numbers from which on every sixth decade is enough, as each batch takes long."""
-FAILURES = (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError, ArithmeticError)
-"""What a function raises that does not take such numbers."""
 PATIENCE = 20
 """Times the lines of Python that the first batch took: what is repeated until it converges need not, on numbers that
 nobody gave it."""

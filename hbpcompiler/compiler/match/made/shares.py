@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.match.made.batches import FAILURES, EndlessError, Given, lines_of, others, with_patience
+from hbpcompiler.compiler.match.made.batches import EndlessError, Given, lines_of, others, with_patience
 from hbpcompiler.compiler.match.made.probe import NotDerivableError, close
 from hbpcompiler.rule.composite import EachSample
 from hbpcompiler.rule.derivatives import pulled_back, vjp
@@ -36,10 +36,10 @@ def kind_of(function: EachSample, given: Sequence[Given]) -> Kind:
         try:
             with with_patience(lines):
                 said.append(_kind_on(function, batch, at))
-        except FAILURES:  # it does not take such numbers
-            said.append(None)
         except EndlessError:
             break
+        except Exception:  # whatever a function raises that does not take such numbers
+            said.append(None)
     kinds = {kind for kind in said if kind is not None}
     if len(kinds) != 1 or not any(said[1:]) or NEITHER in kinds:
         seen = ELSEWHERE if said[0] in (MEAN, SUM) and len(kinds) > 1 else ""

@@ -189,3 +189,37 @@ def test_what_is_drawn_has_any_layout(beside):
     batches = [*others(given)]
     assert len(batches) > 20
     assert all([*map(torch.Tensor.size, batch)] == [x.shape, beside.shape] for batch in batches)
+
+
+class OwnError(Exception):
+    """Of the user's, which nobody else knows."""
+
+
+def that_asserts(h):
+    assert h.abs().max() < 1e3
+    return h.sin()
+
+
+def that_raises(h):
+    if h.abs().max() > 1e3:
+        raise OwnError
+    return h.sin()
+
+
+@pytest.mark.parametrize("function", [that_asserts, that_raises])
+def test_whatever_an_operation_raises_that_takes_no_large_numbers(function):
+    torch.manual_seed(0)
+    model = Calls(custom(function.__name__, function)).double()
+    X, y = torch.randn(5, 3).double(), torch.randn(5, 2).double()
+    found = hbp.compile(model, nn.MSELoss(), ["batch_grad"])(X, y).batch_grad["inner.weight"]
+    torch.testing.assert_close(found * len(X), gradient_by_sample(model, X, y))
+
+
+def test_whatever_an_operation_raises_of_one_sample_alone_is_why_it_has_no_rule():
+    def function(h):
+        assert len(h) > 1
+        return h.sin()
+
+    model = Calls(custom("of_several", function)).double()
+    with pytest.raises(hbp.UnsupportedOpError, match="AssertionError"):
+        hbp.compile(model, nn.MSELoss(), ["batch_grad"])(torch.ones(5, 3).double(), torch.ones(5, 2).double())
