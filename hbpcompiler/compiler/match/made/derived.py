@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from math import prod
@@ -10,6 +10,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from hbpcompiler.compiler.match.made.batches import Given
 from hbpcompiler.compiler.match.made.complex_regions import Region, in_pairs, regions, without_unread
 from hbpcompiler.compiler.match.made.elsewhere import check_elsewhere
 from hbpcompiler.compiler.match.made.probe import (
@@ -43,6 +44,7 @@ class Deriving:
         self.reasons: dict[str, str] = {}
         self._functions: dict[str, Composite] = {}
         self._uses: list[tuple[str, Use]] = []
+        self._tried: set[Hashable] = set()
 
     def run(self, graph: Graph) -> Graph:
         """The graph with every operation that got a rule under a name of its own, which `registry` knows."""
@@ -129,7 +131,8 @@ class Deriving:
             tensors = apart(tensors, function.batched)
             expected = function(*tensors)
         seen = probe(function, tensors, [slots.index(slot) for slot in moving], expected)
-        check_elsewhere(function, tensors)
+        self._check_elsewhere(function, seen.each, [Given(value, tensor, value.name in active) for value, tensor in zip(
+            inputs.values(), tensors, strict=True)])
         sizes = sum(prod(inputs[slot].sample_shape) for slot in moving)
         elementwise = _is_elementwise(region, moving)
         second = seen.second
@@ -143,6 +146,13 @@ class Deriving:
         alone = len(region.operations) == 1
         return replace(operation, target=self._target(use, region), overload="", tensors=dict(inputs),
                        attributes=_lists(operation) if alone else {}, index=0)
+
+    def _check_elsewhere(self, function: Composite, each: EachSample | None, given: Sequence[Given]) -> None:
+        """Once for uses that are alike but in their numbers."""
+        form = (function, *((argument.tensor.shape, argument.active) for argument in given))
+        if form not in self._tried:
+            check_elsewhere(function, each, given)
+            self._tried.add(form)
 
     def _target(self, use: Use, region: Region) -> str:
         """The name under which the registry has this use's rule, that of an equal use if there was one."""

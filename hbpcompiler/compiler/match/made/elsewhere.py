@@ -1,78 +1,73 @@
-"""Whether a function keeps samples apart on other batches than the first one, too.
-
-What couples samples beyond a limit, as a cut of their mean does, shows where one of them is far from the others; what
-couples those that a mask takes, with other masks.
-"""
+"""Whether a function keeps samples apart on other batches than the first one, too: in values and first derivatives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hbpcompiler.compiler.match.made.probe import NotDerivableError, check_value
-from hbpcompiler.rule.composite import Composite
+from hbpcompiler.compiler.match.made.batches import (
+    MANY,
+    EndlessError,
+    Given,
+    lines_of,
+    numbers_in,
+    others,
+    with_patience,
+)
+from hbpcompiler.compiler.match.made.probe import COLUMNS, NotDerivableError, check_alone, check_value, pulled_whole
+from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.seeded import seed_global
 
-SIZES = (1e-3, 1e1, 1e3, 1e5, 1e8)
-"""Of one sample beside the others'."""
-FAILURES = (RuntimeError, NotImplementedError, ValueError, IndexError, TypeError)
-"""What a function raises that does not take such numbers."""
-
-Draw = Callable[[Tensor], Tensor]
+DERIVED = 3
+"""One of so many batches is differentiated too, which takes far longer than to run it; none of many numbers."""
 
 
-def check_elsewhere(function: Composite, tensors: Sequence[Tensor]) -> None:
-    """Raises NotDerivableError where samples meet on another batch, though not on this one."""
+def check_elsewhere(function: Composite, each: EachSample | None, given: Sequence[Given]) -> None:
+    """Raises NotDerivableError where samples meet on another batch, though not on this one. `each` is the function of
+    which all samples have trained arguments of their own, if it has some that they share."""
+    if not any(function.batched):
+        return
+    trial = _Trial(function, each, [at for at, argument in enumerate(given) if argument.active])
+    differentiated = numbers_in(given) < MANY
+    first = [argument.tensor.detach() for argument in given]
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        seed_global(0, tensors[0].device)
-        for others in _others(function, tensors):
+        seed_global(0, first[0].device)
+        lines = lines_of(lambda: trial.run(first))
+        for number, batch in enumerate(others(given)):
             try:
-                expected = function(*others)
-            except FAILURES:
+                with with_patience(lines):
+                    trial.run(batch, 10.0 ** (number % 9) if differentiated and number % DERIVED == 1 else 0.0)
+            except NotDerivableError as error:
+                raise NotDerivableError(f"{error}, in another batch than this one") from None
+            except EndlessError:
+                break
+            except Exception:  # whatever an operation raises that does not take such numbers
                 continue
-            if expected.isfinite().all():
-                _check_value(function, others, expected)
 
 
-def _check_value(function: Composite, tensors: Sequence[Tensor], expected: Tensor) -> None:
-    try:
-        check_value(function, tensors, expected)
-    except NotDerivableError as error:
-        raise NotDerivableError(f"{error}, in another batch than this one") from None
+@dataclass(frozen=True)
+class _Trial:
+    function: Composite
+    each: EachSample | None
+    active: Sequence[int]
 
-
-def _others(function: Composite, tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    own = [tensor for tensor, batched in zip(tensors, function.batched, strict=True) if batched]
-    if any(tensor.dtype is torch.bool for tensor in own):
-        yield _drawn(function, tensors, torch.bool, lambda tensor: torch.rand(tensor.shape, device=tensor.device) < 0.5)
-    # What is out of a function's domain may end a process on a GPU, and is an error on a CPU.
-    near = [tensor.cpu() for tensor in tensors]
-    for dtype in dict.fromkeys(tensor.dtype for tensor in own if tensor.is_floating_point() and len(tensor) > 1):
-        for number, size in enumerate(SIZES):
-            far = partial(_like, draw=one_far(size, number))
-            yield _drawn(function, near, dtype, far)
-
-
-def _drawn(function: Composite, tensors: Sequence[Tensor], dtype: torch.dtype, draw: Draw) -> list[Tensor]:
-    return [draw(tensor) if batched and tensor.dtype is dtype else tensor
-            for tensor, batched in zip(tensors, function.batched, strict=True)]
-
-
-def _like(tensor: Tensor, draw: Draw) -> Tensor:
-    """Without negative numbers where the first batch has none: a function may not take any."""
-    found = draw(tensor)
-    return found if tensor.lt(0).any() else found.abs()
-
-
-def one_far(size: float, number: int) -> Draw:
-    """Numbers around zero, those of one sample `size` times as large."""
-    def draw(tensor: Tensor) -> Tensor:
-        found = torch.randn_like(tensor)
-        if found.dim():
-            found[number % len(found)] *= size
-        return found
-
-    return draw
+    def run(self, tensors: Sequence[Tensor], size: float = 0.0) -> None:
+        """Compare a batch with its samples alone; if `size` is not 0 also derivatives, of one column so large."""
+        expected = self.function(*tensors)
+        if not expected.isfinite().all():
+            return
+        # What goes on until all have converged leaves a small sample with the rounding of an ordinary one.
+        ordinary = float(expected.abs().double().median()) if expected.numel() else 0.0
+        check_value(self.function, tensors, expected, ordinary)
+        if not size:
+            return
+        samples = next(len(tensor) for tensor, own in zip(tensors, self.function.batched, strict=True) if own)
+        columns = torch.randn((samples, COLUMNS, *self.function.shape), device=expected.device).to(expected.dtype)
+        columns[0] *= size
+        for at in self.active:
+            wanted = pulled_whole(self.function, self.each, tensors, at, columns)
+            if wanted.isfinite().all():
+                check_alone(self.function, tensors, at, columns, wanted)

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hbpcompiler.compiler.match.made.batches import Given, may_change
 from hbpcompiler.compiler.match.made.complex_regions import Region
 from hbpcompiler.compiler.match.made.derived import Deriving
 from hbpcompiler.compiler.match.made.probe import NotDerivableError, close, first_line
-from hbpcompiler.compiler.match.made.shares import Given, Kind, kind_of, may_change
+from hbpcompiler.compiler.match.made.shares import Kind, kind_of
 from hbpcompiler.compiler.match.operation import aten
 from hbpcompiler.compiler.match.operation.writing import write
 from hbpcompiler.compiler.match.parameters.parameter_values import rule_of
@@ -47,7 +48,7 @@ def with_derived_end(graph: Graph, deriving: Deriving) -> Graph:
             each, function = deriving.of_each(Region(ending, inputs), values, graph.active)
             kind = kind_of(function, [Given(value, values[value.name], value.name in graph.active)
                                       for value in inputs.values()])
-    except (NotDerivableError, RuntimeError) as error:
+    except Exception as error:  # whatever an operation raises on one sample, or on numbers that it does not take
         why = str(error) if isinstance(error, NotDerivableError) else f"torch cannot run it ({first_line(error)})"
         deriving.reasons |= {operation.name: why for operation in ending}
         return graph

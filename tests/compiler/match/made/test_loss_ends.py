@@ -126,3 +126,11 @@ def test_a_buffer_that_is_zero_at_first_may_be_another_number(monkeypatch):
 def test_a_loss_whose_rules_are_there_is_left_as_it_is():
     graph = matched(model(), X, torch.tensor([0, 1, 1, 0])).graph
     assert with_derived_end(graph, Deriving(builtin(), Examples([X], {}))) is graph
+
+
+def test_an_axis_of_what_the_batch_is_summed_to_is_no_error_of_pythons():
+    def loss(output, y):
+        return torch.einsum("ni,nj->ij", output, y).diagonal().sum()
+
+    with pytest.raises(hbp.UnsupportedOpError, match=r"aten\.diagonal in the loss"):
+        hbp.compile(model(), loss, ["grad"])(X, SHARES)

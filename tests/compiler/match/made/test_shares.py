@@ -115,3 +115,16 @@ def test_a_derived_curvature_of_no_samples_is_zero():
         loss(X, SHARES)
     result = loss.program(dict(loss.state), X[:0], SHARES[:0])
     assert not any(diagonal.any() for diagonal in (*result.diag_h.values(), *result.diag_ggn.values()))
+
+
+def test_a_loss_may_assert_what_it_takes():
+    def function(output, y):
+        assert output.abs().max() < 1e3
+        return squares(output, y).mean()
+
+    operation = opaque("that asserts", function)
+    result = hbp.compile(model(), lambda output, y: operation(output, y), quantities=["grad"])(X, SHARES)
+    again = model()
+    squares(again(X), SHARES).mean().backward()
+    for key, parameter in again.named_parameters():
+        close(result.grad[key], parameter.grad, key)
