@@ -271,8 +271,8 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
         return ModelError(listing(
             "the model cannot be traced, because its code fixes the batch's size, and a program serves every size"
             + (":" if lines else ""), lines,
-            "Compute on the whole batch, without a loop over samples or a literal size; x.shape[0] and len(x) work as "
-            f"they are. {OF_SIZES}"))
+            "Compute on the whole batch, without a loop over samples or a literal size; x.shape[0], len(x), x.numel() "
+            f"work as they are. {OF_SIZES}"))
     if complaint := of_constants(text, place):
         return ModelError(f"the model cannot be traced{complaint}")
     reason = f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}"

@@ -29,8 +29,8 @@ from hbpcompiler.errors import ModelError
 
 MEAN_OF_NONE = ("a mean of what a mask picks is taken on a condition that there are rows; write a sum over "
                 "mask.sum().clamp(min=1), without the condition")
-CONTROL = ("control flow depends on the values of tensors, which a compiled program cannot follow; use torch.where, or "
-           "compute the branch outside the model")
+CONTROL = ("control flow depends on the values of tensors, by this line or within what it calls, which a program "
+           "cannot follow; use torch.where, or compute the branch outside the model")
 PICKED = ("how many rows a mask picks is asked for here, by this line or within it, and a trace cannot know it; "
           "keep all rows and let the others count for nothing, as in (losses * mask).sum() / mask.sum(), or pick whole "
           "samples or numbers, as in cross_entropy(output[mask], target[mask])")
