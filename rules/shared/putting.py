@@ -41,9 +41,11 @@ def putting(
     def refused(op: Op) -> str | None:
         if not op.has_samples("self"):
             return "it puts samples into a tensor that has none; expand that over the batch first"
+        if (reason := refuse(op)) is not None:
+            return reason
         if not alone and op.has(source) and not op.has_samples(source) and op.shape(source):
             return f"'{source}' has no sample axis of its own; expand it over the batch first"
-        return refuse(op)
+        return None
 
     return Rule(
         operations=[operation],

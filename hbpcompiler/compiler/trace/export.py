@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import keyword
-import logging
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +14,6 @@ from torch import Tensor, nn
 from torch.export.graph_signature import OutputKind
 from torch.fx import graph as fx_graph
 
-from hbpcompiler.callers import has_stderr
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.conditions.asked import Asked, questions
 from hbpcompiler.compiler.trace.conditions.one_sample import ways_of_one_noted
@@ -38,7 +34,9 @@ from hbpcompiler.compiler.trace.patches.equivalents import (
 )
 from hbpcompiler.compiler.trace.patches.lengths import symbolic_lengths, symbolic_numbers
 from hbpcompiler.compiler.trace.patches.many_rows import shortcuts_not_taken
+from hbpcompiler.compiler.trace.patches.other_threads import modules_of_this_thread
 from hbpcompiler.compiler.trace.patches.shapes import right_shapes
+from hbpcompiler.compiler.trace.quiet import prints_of_what_succeeds, quiet_loggers
 from hbpcompiler.compiler.trace.refusals.advice import OF_SIZES, of_trace
 from hbpcompiler.compiler.trace.refusals.from_outside import FromOutside
 from hbpcompiler.compiler.trace.refusals.generators import OwnGenerators
@@ -71,8 +69,6 @@ from hbpcompiler.threads import followed
 
 TRACED_BATCH = 7
 """torch.export specialises a batch of one, and a prime is unlikely to equal another length of the model."""
-_NOISY = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor", "torch.export", "torch._export")
-"""Loggers that print pages before an error that we turn into one sentence."""
 
 
 class _Whole(nn.Module):
@@ -140,9 +136,9 @@ def export(model: nn.Module, loss: Callable[..., Tensor], batch: Batch,
     `samples` is the size of the batch that Python code meets, of which the program holds the conditions (see `sizes`).
     Raises ModelError where torch.export cannot follow the model, naming module and line.
     """
-    with warnings.catch_warnings(), _quiet(), quoted_names(), right_shapes(model), sizes_by_users_lines(), \
+    with warnings.catch_warnings(), quiet_loggers(), quoted_names(), right_shapes(model), sizes_by_users_lines(), \
             ways_of_one_noted(), module_equivalents(model, modules or {}), without_backward_hooks_of_all(), \
-            rows_keep_their_places(model), shortcuts_not_taken():
+            rows_keep_their_places(model), shortcuts_not_taken(), modules_of_this_thread():
         warnings.simplefilter("ignore")
         fixing: list[Fixing] = []
         try:
@@ -172,7 +168,8 @@ def _exported(model: nn.Module, loss: Callable[..., Tensor], batch: Batch, answe
         whole = _Whole(model, loss, lambda tensors: layout.build(tensors), lambda structure: returned.append(structure),
                        lambda: _surroundings(answers, fixing, ways), lambda: ways.conditions)
         whole.training = model.training  # not train(): that would reach into the user's modules
-        with ordinary_mode():  # without gradients nothing would be seen that turns them off
+        # without gradients nothing would be seen that turns them off
+        with ordinary_mode(), prints_of_what_succeeds():
             program = torch.export.export(whole, few, dynamic_shapes=(dynamic,), strict=False)
         note_literals(program)
         without_their_derivatives(program)
@@ -204,9 +201,9 @@ def _surroundings(answers: Answers, fixing: list[Fixing], ways: Ways) -> Iterato
 
 def _check_parameters_stay(program: Any) -> None:
     """A parameter that forward changes in place is another one at each call."""
-    specs = program.graph_signature.output_specs
-    changed = [repr(str(spec.target).removeprefix("model.")) for spec in specs
-               if spec.kind is OutputKind.PARAMETER_MUTATION]
+    nodes = {node.name: node for node in program.graph.nodes}
+    changed = [f"{str(spec.target).removeprefix('model.')!r}, {source_of(nodes[spec.arg.name])}"
+               for spec in program.graph_signature.output_specs if spec.kind is OutputKind.PARAMETER_MUTATION]
     if changed:
         raise ModelError(listing("The model or the loss changes parameters in place, which a program never does; "
                                  "change them outside, or compute another tensor, as in w = w.clamp(0):", changed))
@@ -255,22 +252,6 @@ def quoted_names() -> Iterator[None]:
         fx_graph._format_target = original
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    levels = {name: logging.getLogger(name).level for name in _NOISY}
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    printed = io.StringIO()
-    try:
-        with redirect_stderr(printed):
-            yield
-        if printed.getvalue() and has_stderr():
-            sys.stderr.write(printed.getvalue())  # without an error it is the user's
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
 def _fixes_size(error: Exception) -> bool:
     """Whether torch says that code makes a plain number of the batch's size."""
     return any(word in str(error) for word in ("onstrain", "specialized", "pecialization", "inconsistencies"))
@@ -290,8 +271,8 @@ def _untraceable(model: nn.Module, batch: Batch, error: Exception, fixing: Seque
         return ModelError(listing(
             "the model cannot be traced, because its code fixes the batch's size, and a program serves every size"
             + (":" if lines else ""), lines,
-            "Compute on the whole batch, without a loop over samples or a literal size; x.shape[0] and len(x) work as "
-            f"they are. {OF_SIZES}"))
+            "Compute on the whole batch, without a loop over samples or a literal size; x.shape[0], len(x), x.numel() "
+            f"work as they are. {OF_SIZES}"))
     if complaint := of_constants(text, place):
         return ModelError(f"the model cannot be traced{complaint}")
     reason = f"{type(error).__name__}: {text.splitlines()[0][:300] if text else ''}"

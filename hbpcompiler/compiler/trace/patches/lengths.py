@@ -1,4 +1,4 @@
-"""len(tensor), int(x.shape[0]) while tracing: the batch's size as a symbol, where Python would insist on a number."""
+"""The batch's size as a symbol where Python would insist on a number: len(tensor), int(x.shape[0]), range(len(y))."""
 
 from __future__ import annotations
 
@@ -44,15 +44,19 @@ def symbolic_lengths() -> Iterator[None]:
 class _AsItsBase(type):
     """Whatever is an instance or a subclass of the base counts as one of the class."""
 
+    base: type
+
     def __instancecheck__(cls, item: Any) -> bool:
-        return isinstance(item, cls.__mro__[1])
+        return isinstance(item, cls.base)
 
     def __subclasscheck__(cls, other: type) -> bool:
-        return issubclass(other, cls.__mro__[1])
+        return issubclass(other, cls.base)
 
 
 class _Int(int, metaclass=_AsItsBase):
     """int, but of a symbol for a whole number the symbol."""
+
+    base = int
 
     def __new__(cls, *args: Any, **more: Any) -> Any:
         if len(args) == 1 and isinstance(args[0], SymInt):
@@ -63,23 +67,38 @@ class _Int(int, metaclass=_AsItsBase):
 class _Float(float, metaclass=_AsItsBase):
     """float, but of a symbol for a number the symbol."""
 
+    base = float
+
     def __new__(cls, *args: Any) -> Any:
         if len(args) == 1 and isinstance(args[0], SymInt | SymFloat):
             return torch.sym_float(args[0])
         return float(*args)
 
 
+class _Range(metaclass=_AsItsBase):
+    """range, but up to a symbol the numbers as a tensor, which picks as they do: output[range(len(y)), y]."""
+
+    base = range
+
+    def __new__(cls, *args: Any) -> Any:
+        if any(isinstance(item, SymInt) for item in args):
+            return torch.arange(*args, device="cpu")  # as indices may be, wherever the tensor is
+        return range(*args)
+
+
 @contextmanager
 def symbolic_numbers(spaces: Sequence[dict[str, Any]]) -> Iterator[None]:
-    """Meanwhile code with these globals has an `int` and a `float` that leave symbols what they are.
+    """Meanwhile code with these globals has an `int`, a `float` and a `range` that leave symbols what they are.
 
     Neither SymInt.__int__ nor __float__ can: Python insists on a number there, which would fix the batch's size.
     """
-    own = [space for space in {id(space): space for space in spaces}.values() if not {"int", "float"} & set(space)]
+    names: dict[str, Any] = {"int": _Int, "float": _Float, "range": _Range}
+    own = [space for space in {id(space): space for space in spaces}.values() if not names.keys() & set(space)]
     for space in own:
-        space |= {"int": _Int, "float": _Float}
+        space |= names
     try:
         yield
     finally:
         for space in own:
-            del space["int"], space["float"]
+            for name in names:
+                del space[name]

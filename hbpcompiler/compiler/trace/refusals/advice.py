@@ -129,8 +129,16 @@ def of_inputs(text: str, batch: Batch, forward: Callable[..., Any], model: str) 
 
 def of_trace(text: str, batch: Batch) -> str:
     """The same where a trace stops, of any size N, and where torch says that N does not go with this batch's own."""
+    if "__format__" in text:
+        return ("; it writes a text of a tensor's value, or of the batch's size, which are numbers in a call alone: "
+                "leave out what prints them, print outside of model and loss, or print the tensor itself, print(t)")
     if "SymInt" in text or "SymFloat" in text:
         return f"; it makes a plain number of the batch's size. {OF_SIZES}"
+    if re.search(r"\bN\b.*//", text):
+        return ("; it cuts the samples into parts (chunk, split, unfold along axis 0), which are not as long as each "
+                "other for every N: keep all samples of the batch together, in their order")
+    if re.search(r"is invalid for input of size .*\bN\b", text):
+        return "; a shape there fixes the batch's size: write x.shape[0] in it, or -1 for that axis"
     if not all(re.search(rf"\b{word}\b", text) for word in ("N", batch.samples)):
         return advice(text, batch)
     return (f"; the code seems to fix the batch's size, {batch.samples}: write x.shape[0], or -1 for that axis, in its "

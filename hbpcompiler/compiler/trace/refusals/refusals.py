@@ -29,8 +29,8 @@ from hbpcompiler.errors import ModelError
 
 MEAN_OF_NONE = ("a mean of what a mask picks is taken on a condition that there are rows; write a sum over "
                 "mask.sum().clamp(min=1), without the condition")
-CONTROL = ("control flow depends on the values of tensors, which a compiled program cannot follow; use torch.where, or "
-           "compute the branch outside the model")
+CONTROL = ("control flow depends on the values of tensors, by this line or within what it calls, which a program "
+           "cannot follow; use torch.where, or compute the branch outside the model")
 PICKED = ("how many rows a mask picks is asked for here, by this line or within it, and a trace cannot know it; "
           "keep all rows and let the others count for nothing, as in (losses * mask).sum() / mask.sum(), or pick whole "
           "samples or numbers, as in cross_entropy(output[mask], target[mask])")
@@ -38,6 +38,8 @@ NUMBER = ("a number is made of a tensor's values, which a compiled program canno
           "it outside the model")
 DERIVATIVES = ("a derivative is taken inside (torch.autograd.grad, backward, torch.func), which a compiled program "
                "cannot follow; write that derivative out as operations, or take it outside the model")
+LISTED = ("values go into a list of Python's (tolist), where no derivative and no trace can follow; keep them in a "
+          "tensor, and let it pick, mask or weigh: x * (torch.arange(x.shape[1]) < lengths[:, None])")
 NUMPY = "values go to numpy, where no derivative and no trace can follow; write it in torch"
 
 RENORMED = ("max_norm changes the embedding's weight in place whenever it is read, which a program never does; leave "
@@ -180,6 +182,7 @@ def refusals(fixing: list[Fixing]) -> Iterator[None]:
         for owner, name in derivatives:
             stack.enter_context(replaced(owner, name, _refusing(DERIVATIVES)))
         stack.enter_context(replaced(Tensor, "numpy", _refusing(NUMPY)))
+        stack.enter_context(replaced(FakeTensor, "tolist", _of_samples(FakeTensor.tolist)))
         stack.enter_context(replaced(torch, "embedding_renorm_", _refusing(RENORMED)))
         stack.enter_context(replaced(torch, "normal", _of_constants(torch.normal)))
         stack.enter_context(replaced(torch, "gradient", _refusing(DIFFERENCES)))
@@ -194,6 +197,18 @@ def refusals(fixing: list[Fixing]) -> Iterator[None]:
         for owner, name in ((os, "urandom"), (random, "_urandom")):
             stack.enter_context(replaced(owner, name, _not_by_users(getattr(owner, name))))
         yield
+
+
+def _of_samples(listed: Callable[[FakeTensor], Any]) -> Callable[[FakeTensor], Any]:
+    """What has a row for each sample is no list; other values may be known, or be asked for."""
+
+    def refused(tensor: FakeTensor) -> Any:
+        lengths: tuple[Any, ...] = tuple(tensor.shape)
+        if lengths and isinstance(lengths[0], SymInt):
+            raise CannotFollowError(LISTED)
+        return listed(tensor)
+
+    return refused
 
 
 def _of_plain_numbers(name: str) -> Callable[..., Any]:

@@ -62,6 +62,22 @@ def test_numbers_of_the_size_stay_symbols():
     torch.testing.assert_close(compiled(x, y).loss, mean(compiled.model(x), y))
 
 
+class Last(nn.Linear):
+    def forward(self, x, lengths):
+        return super().forward(x)[range(x.size(0)), lengths - 1]
+
+
+def test_a_range_of_samples_picks_as_numbers_do():
+    def likelihood(output, target):
+        return -output.log_softmax(1)[range(len(target)), target].mean()
+
+    torch.manual_seed(0)
+    x, lengths, y = torch.randn(4, 3, 3, dtype=D), torch.tensor([3, 1, 2, 2]), torch.tensor([1, 0, 0, 1])
+    compiled, _ = check(Last(3, 2).to(D), likelihood, (x, lengths), y, ["grad", "variance", "diag_h"])
+    x, lengths, y = torch.randn(9, 3, 3, dtype=D), torch.arange(9) % 3 + 1, torch.arange(9) % 2
+    torch.testing.assert_close(compiled(x, lengths, y).loss, likelihood(compiled.model(x, lengths), y))
+
+
 def test_int_and_float_are_themselves_for_all_else_and_afterwards():
     space = {}
     with symbolic_numbers([space, space]):
@@ -71,4 +87,6 @@ def test_int_and_float_are_themselves_for_all_else_and_afterwards():
         assert [type(item) for item in made] == [int, int, int, float]
         assert [isinstance(item, number) for item in (3, True, 3.0)] == [True, True, False]
         assert issubclass(bool, number)
+        assert space["range"](1, 7, 2) == range(1, 7, 2)
+        assert isinstance(range(3), space["range"])
     assert not space

@@ -133,6 +133,32 @@ def changed_parameter(model, x):
     return head(model, x)
 
 
+def listed(model, x):
+    return head(model, x) * torch.tensor(x[:, 0].tolist())[:, None]
+
+
+def written(model, x):
+    made = head(model, x)
+    model.head.note = f"{made.mean().item():.2f}"
+    return made
+
+
+def first(model, x):
+    made = head(model, x)
+    made[0] = 0.0
+    return made
+
+
+def cut(model, x):
+    made = head(model, x)
+    ends = made.chunk(2)
+    return made + ends[0].mul(ends[1])
+
+
+def literal_product(model, x):
+    return head(model, x).view(8, 1).view(4, 2)
+
+
 def drawn_around(model, x):
     return torch.normal(head(model, x), 0.1)
 
@@ -237,7 +263,12 @@ MODELS = [
     (new_tensor, "torch.tensor([x.mean(), 1.0])", ["a number is made"]),
     (data, "model.scale.data = ", ["w = w.clamp(0)"]), (changed_data, "", ["'scale'", "in place"]),
     (unbound, ".unbind(0)", ["fixes the batch's size"]),
-    (changed_parameter, "", ["'scale'", "in place"]),
+    (changed_parameter, "model.scale.mul_(2)", ["'scale'", "in place"]),
+    (listed, "x[:, 0].tolist()", ["a list of Python's", "keep them in a tensor"]),
+    (written, "model.head.note = f", ["a text of a tensor's value", "print(t)"]),
+    (first, "made[0] = 0.0", ["puts values at samples"]),
+    (cut, "ends[0].mul(ends[1])", ["cuts the samples into parts"]),
+    (literal_product, ".view(8, 1)", ["fixes the batch's size", "-1 for that axis"]),
     (drawn_around, "torch.normal(", ["mean + std * torch.randn_like(mean)"]),
     (drawn_as_wide, "torch.normal(", ["zero", "mean + std * torch.randn_like(mean)"]),
     (differences, "torch.gradient(", ["with slices"]),
@@ -351,7 +382,7 @@ def test_a_branch_on_a_number_is_no_mask():
         hbp.compile(Doubled(4, 3), quantities=["grad"])(torch.randn(2, 4), torch.tensor([0, 2]))
 
 
-@pytest.mark.parametrize("forward", [lambda x: x.view(8, 2, 2).flatten(1), lambda x: x + torch.ones(8, 4)])
+@pytest.mark.parametrize("forward", [lambda x: x * torch.ones(8, 1), lambda x: x + torch.ones(8, 4)])
 def test_a_literal_size_is_said(forward):
     class Fixed(nn.Module):
         def __init__(self):
