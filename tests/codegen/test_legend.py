@@ -50,6 +50,20 @@ def test_letters_of_formulas_are_explained():
     assert "In formulas" not in legend("    S_fc = x")
 
 
+def test_operands_and_values_of_formulas_are_explained():
+    text = legend("    d_fc = x", formulas=["d S,  d = y'(x)"])
+    assert "x an operation's operand" in text
+    assert "y what it makes of that" in text
+    assert "operand" not in legend("    d_fc = x", formulas=["S W"])
+    assert "E the mean over draws" in legend("    M_fc = x", formulas=["E sum_k M M^T = Hessian"])
+
+
+def test_squares_of_each_sample_are_no_sums_of_each_sample():
+    text = legend("    each_square_ggn_weight = x")
+    assert LEGEND["each_square"] in text
+    assert LEGEND["each"] not in text
+
+
 def test_a_module_that_is_called_as_a_kind_of_result_explains_nothing():
     where = Where(frozenset({"sum"}), {"fc_weight": "weight"})
     assert LEGEND["sum"] not in legend("    sum_mean = f(x)", where=where)

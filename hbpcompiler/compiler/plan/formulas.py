@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from hbpcompiler.compiler.plan.pieces import BEFORE_MEAN, PREFIX, Piece
 from hbpcompiler.compiler.plan.steps import (
     Birth,
     Close,
@@ -24,7 +25,7 @@ from hbpcompiler.compiler.plan.steps import (
     Widen,
     flat,
 )
-from hbpcompiler.compiler.routes import DIAGONAL_FORM, Site
+from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX, Site
 from hbpcompiler.quantities import (
     ALONG,
     BATCH_DIAGONAL,
@@ -34,12 +35,15 @@ from hbpcompiler.quantities import (
     DOT,
     EACH,
     FACTOR,
+    GGN,
+    GGN_MC,
     GRADIENT,
     GRAM,
     HISTOGRAM,
     HISTOGRAM_2D,
     IN_BASES,
     INPUT_FACTOR,
+    KFRA,
     NEGATIVE,
     NORM,
     POSITIVE,
@@ -68,7 +72,11 @@ ELEMENTWISE = f"d S,  d = y'(x){BORN}R = g y''(x)"
 """That of a rule with a local derivative."""
 WIDENED = "diagonals to columns: sqrt|R_k| J^T e_k"
 """What a `Widen` makes of each coordinate of a diagonal."""
-ROOT = "sum_k S S^T = Hessian of l_n in the model's output"
+MATRICES = "G back: likewise on both sides, averaged over n"
+"""Of KFRA's recursion."""
+HESSIAN = "Hessian of l_n in the model's output"
+AVERAGED = "B = G (kfra)"
+"""Of a matrix that was averaged over the samples where the model ends."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,8 @@ def _formula(steps: Sequence[Step], rule: AnyRule | None) -> str:
     if seeds:
         parts = [f"l_n: {rule.formula}"] if isinstance(rule, LossRule) and rule.formula else []
         parts += [LOSS] * any(step.piece.stream == GRADIENT for step in seeds)
-        return ";  ".join(parts + [ROOT] * any(step.piece.stream != GRADIENT for step in seeds))
+        roots = list(_roots([step.piece for step in seeds if step.piece.stream != GRADIENT]))
+        return ";  ".join(parts + [" = ".join([*roots, HESSIAN])] * bool(roots))
     found = list(_crossing(steps, rule)) if isinstance(rule, Rule) else []
     slots: dict[str, list[Close | Tied]] = {}
     for step in steps:
@@ -125,6 +134,16 @@ def _formula(steps: Sequence[Step], rule: AnyRule | None) -> str:
     return ";  ".join(found)
 
 
+def _roots(pieces: Sequence[Piece]) -> Iterator[str]:
+    """What the loss's Hessian is, in the letters of what it sends off; of columns that it draws, on average."""
+    exact = {piece.form for piece in pieces if piece.stream == GGN}
+    for piece in pieces:
+        drawn = piece.stream == GGN_MC and piece.form == COLUMNS
+        if piece.stream == GGN or drawn or piece.form not in exact:  # otherwise they are the same numbers, written once
+            letter = BEFORE_MEAN if piece.stream == KFRA else PREFIX[piece.stream]
+            yield "E " * drawn + (f"sum_k {letter} {letter}^T" if piece.form == COLUMNS else f"diag({letter})")
+
+
 def _crossing(steps: Sequence[Step], rule: Rule) -> Iterator[str]:
     """What columns become at the operation's inputs, and what is born there."""
     pulled = [step for step in steps if isinstance(step, Pull | Widen)]
@@ -134,6 +153,8 @@ def _crossing(steps: Sequence[Step], rule: Rule) -> Iterator[str]:
         yield f"columns back: {back}"
         if any(step.piece.form == DIAGONAL_FORM for step in pulled if isinstance(step, Pull)):
             yield "diagonals back: d^2 R" if written == ELEMENTWISE else "diagonals back: likewise, factors squared"
+        if any(step.piece.form == MATRIX for step in pulled):
+            yield MATRICES
     if any(isinstance(step, Widen) for step in pulled):
         yield WIDENED
     if born and any(isinstance(step, Birth) for step in steps):
@@ -174,8 +195,10 @@ def _ends(closes: Sequence[Close | Tied]) -> _Ends:
     kinds = {kind for close in closes for kind in close.kinds}
     site = _site(closes)
     factors = []
-    if FACTOR in kinds:  # without input features B is the whole block
+    forms = {close.site.form for close in closes if FACTOR in close.kinds}
+    if forms - {MATRIX}:  # without input features B is the whole block
         factors.append("B = sum S S^T" + " / P" * site.has_positions if site.features else WHOLE)
+    factors += [AVERAGED] * (MATRIX in forms)
     if INPUT_FACTOR in kinds:
         factors.append("A = sum U U^T")
     made = tuple(text for kind, text in CLOSINGS.items() if kind in kinds)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.compiler.plan.formulas import BORN, CLOSINGS, WIDENED, formulas
+from hbpcompiler.compiler.plan.formulas import BORN, CLOSINGS, MATRICES, WIDENED, formulas
 from hbpcompiler.quantities import SUM
 from hbpcompiler.rule import NO_DERIVATIVE, Rule
 from hbpcompiler.rule.registry import builtin
@@ -56,6 +56,30 @@ def test_elementwise_and_loss():
     assert found["loss: cross_entropy_loss"].startswith("l_n: -sum_c q_c log p_c,  p = softmax(x)")
     assert "g = grad l_n;  sum_k S S^T" in found["loss: cross_entropy_loss"]
     assert "residual" not in headings(mlp(), ["diag_ggn"], X, Y)["1: tanh"]
+
+
+@pytest.mark.parametrize(("loss", "quantities", "expected"), [
+    (nn.CrossEntropyLoss(), ["kflr"], "sum_k S S^T = Hessian"),
+    (nn.CrossEntropyLoss(), ["kfac"], "E sum_k M M^T = Hessian"),
+    (nn.CrossEntropyLoss(), ["kfra"], "sum_k H H^T = Hessian"),
+    (nn.CrossEntropyLoss(), ["kfra", "kflr", "kfac"], "sum_k S S^T = E sum_k M M^T = Hessian"),
+    (nn.MSELoss(), ["kfra"], "diag(H) = Hessian"),
+    (nn.MSELoss(), ["diag_ggn", "kfac"], "diag(S) = E sum_k M M^T = Hessian"),
+    (nn.HuberLoss(), ["kfac"], "diag(M) = Hessian"),
+])
+def test_what_the_loss_sends_off_is_a_root_of_its_hessian(loss, quantities, expected):
+    target = Y if isinstance(loss, nn.CrossEntropyLoss) else torch.randn(2, 3)
+    found = headings(mlp(), quantities, X, target, loss)
+    (formula,) = [text for title, text in found.items() if title.startswith("loss")]
+    assert f" {expected} of l_n in the model's output" in formula
+
+
+def test_factors_that_were_averaged_are_no_sums():
+    alone, beside = (headings(mlp(), quantities, X, Y)["0: linear"] for quantities in (["kfra"], ["kfra", "kflr"]))
+    assert "weight: B = G (kfra), A = sum U U^T" in alone
+    assert headings(mlp(), ["kfra"], X, Y)["1: tanh"] == f"columns back: d S,  d = y'(x);  {MATRICES}"
+    assert MATRICES not in headings(mlp(), ["kflr"], X, Y)["1: tanh"]
+    assert "weight: B = sum S S^T, B = G (kfra), A = sum U U^T" in beside
 
 
 def test_a_diagonal_that_becomes_columns():
