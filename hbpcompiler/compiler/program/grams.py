@@ -100,7 +100,10 @@ def add_gram_(total: Tensor, rows: Tensor, others: Optional[Tensor] = None, bloc
 @idiom
 def onednn_add_gram_(total: Tensor, rows: Tensor, others: Optional[Tensor] = None, block: int = 256,  # noqa: UP045
                      over: int = 1, kept: float = 1.0) -> Tensor:
-    """`add_gram_` by oneDNN."""
+    """total = kept * total + rows @ rows.t() / over on and above the diagonal, by oneDNN, a block of rows at a time.
+
+    Or rows @ others.t(), where that is symmetric as well.
+    """
     left = rows.contiguous()
     right = left if others is None else others.contiguous()
     for first in range(0, rows.shape[0], block):
@@ -202,7 +205,10 @@ def half_gram(x: Tensor, others: Optional[Tensor] = None, axis: int = 0, chunk: 
 @idiom(on_meta=_half_on_meta)
 def onednn_half_gram(x: Tensor, others: Optional[Tensor] = None, axis: int = 0,  # noqa: UP045
                      chunk: Optional[int] = None, block: int = 256, over: int = 1, fewest: int = 0) -> Tensor:  # noqa: UP045
-    """`half_gram` by oneDNN."""
+    """Sum of x x^T over all axes but one, / over, by oneDNN; or of x and others, where that is symmetric.
+
+    Half of it is made, and mirrored; all of it from fewer columns than `fewest`, whose product takes less time.
+    """
     size = x.shape[axis]
     if 0 < x.numel() < fewest * size:
         scale = over**-0.5  # of both, which keeps it symmetric to the bit
