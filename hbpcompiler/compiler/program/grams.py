@@ -100,10 +100,7 @@ def add_gram_(total: Tensor, rows: Tensor, others: Optional[Tensor] = None, bloc
 @idiom
 def onednn_add_gram_(total: Tensor, rows: Tensor, others: Optional[Tensor] = None, block: int = 256,  # noqa: UP045
                      over: int = 1, kept: float = 1.0) -> Tensor:
-    """total = kept * total + rows @ rows.t() / over on and above the diagonal, by oneDNN, a block of rows at a time.
-
-    Or rows @ others.t(), where that is symmetric as well.
-    """
+    """total = kept * total + rows @ rows.t() / over, or rows @ others.t(), on and above the diagonal, by oneDNN."""
     left = rows.contiguous()
     right = left if others is None else others.contiguous()
     for first in range(0, rows.shape[0], block):
