@@ -27,6 +27,7 @@ from hbpcompiler.compiler.prove.candidate import can_weigh
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.trials import settled
 from hbpcompiler.compiler.prove.verification import Verification
+from hbpcompiler.compiler.stages import rare_collections
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import InputError
@@ -283,8 +284,9 @@ def compile(  # the public name is the design's
     loss = nn.CrossEntropyLoss() if loss is None else loss
     model = unwrapped(model)
     check_model(model, loss)
-    options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,
-                            curvature_dtype, limits, verify, joint_bias, groups, clipping, dynamic)
+    with rare_collections():  # the first call reads all rules
+        options = check_options(quantities, backend, memory_budget, mc_samples, rules, curvature, autotune,
+                                curvature_dtype, limits, verify, joint_bias, groups, clipping, dynamic)
     given = {"quantities": quantities, "backend": backend, "memory_budget": memory_budget, "mc_samples": mc_samples,
              "curvature": curvature, "curvature_dtype": curvature_dtype, "autotune": autotune,
              "limits": limits, "verify": verify, "joint_bias": joint_bias, "groups": groups, "clipping": clipping,
