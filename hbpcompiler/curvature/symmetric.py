@@ -140,19 +140,23 @@ def _norm(matrix: Tensor) -> Tensor:
 
 
 def _eigh(matrix: Tensor, label: str) -> Eigen:
-    """In float64; where that fails, of the matrix with a little more on its diagonal, which is taken off again."""
-    double = matrix.double()
-    if not _is_finite(double):
+    """In float64; where that fails, of the matrix with a little more on its diagonal, which is taken off again.
+
+    The eigenvectors take the place of the float64 copy that they are found from: beside it there is no more than what
+    LAPACK works with, two matrices of that size.
+    """
+    if not _is_finite(matrix):
         raise InputError(f"{label} has entries that are NaN or infinite; look at the inputs and the loss")
-    scale = double.diagonal(dim1=-2, dim2=-1).abs().mean().item() * torch.finfo(torch.float64).eps
+    scale = matrix.diagonal(dim1=-2, dim2=-1).double().abs().mean().item() * torch.finfo(torch.float64).eps
     for jitter in (0.0, *JITTERS):
         shift = jitter * scale
-        given = double
+        # column by column, as LAPACK has it: what is written is what was read, and not copied
+        vectors = matrix.to(torch.float64, copy=True, memory_format=torch.contiguous_format).mT
+        values = vectors.new_empty(matrix.shape[:-1])
         if shift:
-            given = double.clone()
-            given.diagonal(dim1=-2, dim2=-1).add_(shift)
+            vectors.diagonal(dim1=-2, dim2=-1).add_(shift)
         try:
-            values, vectors = torch.linalg.eigh(given)
+            torch.linalg.eigh(vectors, out=(values, vectors))
         except RuntimeError:  # torch's LinAlgError, or a backend's own
             continue
         if all(_is_finite(part) for part in (values, vectors)):

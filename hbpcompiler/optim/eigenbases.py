@@ -57,7 +57,8 @@ class RunningEigenbases(RunningCurvature):
             factors = {name: Factors(self.averages.means[name, "A"], self.averages.means[name, "B"])
                        for name in self._averaged() if (name, "A") in self.averages.means}
             self.averages.forget(EIGENVALUES)
-            self._begin_anew()  # the former bases make room
+            self._begin_anew()  # the former bases make room, which the inverse has, too
+            self._inverse.drop()
             with self.in_own_precision():
                 self.averages.make_symmetric(("A", "B"))
                 self.bases = eigenbases(factors, self.together.ranks, None)

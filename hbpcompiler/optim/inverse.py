@@ -25,6 +25,10 @@ class Inverse:
         blocks = list(self.blocks.values())
         return Curvature(blocks, [name for block in blocks for name in block.names]) if blocks else None
 
+    def drop(self) -> None:
+        """Its memory makes room for what the next one needs first."""
+        self.blocks, self.lost = {}, True
+
     def find(self, names: Sequence[str], block_of: Callable[[str], Block], dampings: Mapping[str, float]) -> None:
         """Of the blocks by these names; all others are dropped. Eigenvectors, in float64, are given up at once."""
         self.lost = True
@@ -39,6 +43,7 @@ class Inverse:
         """Its names, by which its inverse is among the blocks then."""
         last = self.blocks.pop(block.names, None)
         former = {block.names: last} if last is not None and type(last) is type(block) else {}
+        del last  # what is not written over makes room
         damping = {name: dampings[name] for name in block.names}
         inverse = Curvature([block], block.names)._power(-1.0, damping, self.split, former).blocks[0]
         for matrix in (*inverse.symmetric_matrices, *block.symmetric_matrices):

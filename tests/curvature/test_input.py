@@ -190,11 +190,12 @@ def test_eigh_is_tried_again_with_jitter(monkeypatch):
     found, matrices = torch.linalg.eigh, []
 
     def fails(times):
-        def eigh(matrix):
+        def eigh(matrix, *, out):
             matrices.append(matrix.clone())
             if len(matrices) <= times:
+                out[1].fill_(float("nan"))  # the same memory: what is tried next must not begin with it
                 raise torch.linalg.LinAlgError("it did not converge")
-            return found(matrix)
+            return found(matrix, out=out)
         return eigh
 
     monkeypatch.setattr(torch.linalg, "eigh", fails(2))
