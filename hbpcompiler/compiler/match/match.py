@@ -68,7 +68,7 @@ def match(traced: Traced, registry: Registry, closings: frozenset[Closing], as_v
     graph, rules = with_rules(traced.graph, registry, lambda uses: as_values | uses_as_values(uses, closings), deriving)
     refuse_misfits(graph, rules, registry, closings)
     graph, rules = fuse(graph, rules, limits.fused_operations)
-    return Matched(graph, rules, graph.active, ending_of(graph, rules), names(graph))
+    return Matched(graph, rules, graph.active, ending_of(graph, rules, traced.state), names(graph))
 
 
 def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], AbstractSet[str]] = lambda uses: set(),
