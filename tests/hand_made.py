@@ -53,4 +53,4 @@ def matched(graph):
     """What match would hand on, the values under their own names."""
     rules = rules_of(graph)
     names = {value.name: value.name for value in graph.values()}
-    return Matched(graph, rules, graph.active, ending_of(graph, rules), names)
+    return Matched(graph, rules, graph.active, ending_of(graph, rules, {}), names)

@@ -6,6 +6,7 @@ import builtins
 import os
 import types
 from abc import ABC, abstractmethod
+from collections.abc import Set
 from typing import Any
 
 from hbpcompiler.guards import library, read_by_code
@@ -39,7 +40,8 @@ class CodeWalk(ABC):
         for cell in function.__closure__ or ():
             try:
                 self.watched.cell(cell)
-            except ValueError:  # nothing in it yet
+            except ValueError:
+                self.watched.empty_cell(cell)
                 continue
             if isinstance(cell.cell_contents, types.ModuleType):
                 modules.append(cell.cell_contents)
@@ -51,7 +53,11 @@ class CodeWalk(ABC):
         names = set(read_by_code.names_in(code))
         self._learn(names)
         if is_own(code.co_filename):
+            if not function.__dict__:
+                self.watched.keys(function.__dict__)
             self._globals(function.__globals__, names)
+            asked = read_by_code.asked_for(names, read_by_code.ASKING_GLOBALS)
+            self._missing(function.__globals__, asked | set(read_by_code.loaded_in(code)) - vars(builtins).keys())
             for module in modules:
                 self._module_read(module, names)
 
@@ -75,8 +81,12 @@ class CodeWalk(ABC):
                 self._module_read(value, names, met)
             else:
                 self._visit(value)
-        for name in sorted((names & vars(builtins).keys()) - held.keys()):
-            self.watched.name(held, name)  # one of Python's own, until a global of that name is made
+        self._missing(held, names & vars(builtins).keys())  # Python's own, until a global of that name is made
+
+    def _missing(self, held: dict[str, Any], names: Set[str]) -> None:
+        """What code may look for in vain, until it is there."""
+        for name in sorted(names - held.keys()):
+            self.watched.name(held, name)
 
     def _module_read(self, module: types.ModuleType, names: set[str], met: frozenset[int] = frozenset()) -> None:
         self._atoms.append(Same(module))
@@ -84,6 +94,7 @@ class CodeWalk(ABC):
             return
         if not of_library(module.__name__) and is_own(getattr(module, "__file__", None) or ""):
             self._globals(vars(module), names, met)
+            self._missing(vars(module), read_by_code.asked_for(names, read_by_code.ASKING_MODULES))
         else:
             for held, name, value in read_by_code.read_of_library(module, names):
                 self._atoms.append((name, Same(value)))

@@ -10,6 +10,7 @@ import io
 import queue
 import sys
 from collections.abc import Callable
+from types import CellType
 from typing import Any
 
 IN_MEMORY = (io.StringIO, io.BytesIO)
@@ -66,6 +67,21 @@ def write_numbers(array: Any, found: bytes) -> None:
 def contents(text: Any) -> Any:
     """What a text in memory holds, and the place in it; None if it is closed."""
     return None if text.closed else (text.getvalue(), text.tell())
+
+
+def is_filled(cell: CellType) -> bool:
+    """Whether a variable of a function around has a value."""
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def empty(cell: CellType) -> None:
+    """The variable has no value again."""
+    if is_filled(cell):
+        del cell.cell_contents
 
 
 def answering(value: Any) -> Callable[[], Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ _ANSWERING: tuple[Callable[[], Any], ...] = (
     torch.get_num_interop_threads,
 )
 """Functions that say how a switch stands."""
+ASKING_MODULES = frozenset({"getattr", "hasattr", "vars", "__dict__", "AttributeError", "Exception"})
+"""By whom code may meet an attribute that is missing, and go on."""
+ASKING_GLOBALS = frozenset({"globals"})
 
 
 def names_in(code: types.CodeType) -> Iterator[str]:
@@ -27,6 +31,22 @@ def names_in(code: types.CodeType) -> Iterator[str]:
             yield constant
         elif isinstance(constant, types.CodeType):
             yield from names_in(constant)
+
+
+def loaded_in(code: types.CodeType) -> Iterator[str]:
+    """Names of globals, and of Python's own, that code and functions written in it use: some may be missing where
+    that is tried."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from loaded_in(constant)
+
+
+def asked_for(names: set[str], asking: frozenset[str]) -> frozenset[str]:
+    """Those of the names in code by which it may ask whether something is there, if it names one that asks."""
+    return frozenset(name for name in names if name.isidentifier()) if names & asking else frozenset()
 
 
 def function_behind(attribute: Any) -> Any:

@@ -132,6 +132,12 @@ class Watched:
         self._contents.append((cell, cell.cell_contents))
         self._attributes(cell, ("cell_contents",))
 
+    def empty_cell(self, cell: CellType) -> None:
+        """A variable of a function around that has no value yet."""
+        self._when(f"{self._name(kept.is_filled)}({self._name(cell)})")
+        if self.puts_back:
+            self._back.append(lambda: kept.empty(cell))
+
     def name(self, held: MutableMapping[str, Any], name: str) -> None:
         """One entry of a dict, which may be missing."""
         if self.puts_back:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -44,20 +45,28 @@ def kfac_emp(model: nn.Module, loss: Loss, inputs: Inputs, target: Any, *, seed:
 
 
 def _layers(model: nn.Module, loss: Loss, inputs: Inputs, target: Any, seed: int) -> tuple[Forward, Seen]:
-    """A forward pass, and what layers with weights met in it."""
+    """A forward pass, and what layers with weights met in it: of those whose weight was met once."""
     seen, handles = {}, []
+    uses = Counter[int]()
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
             def hook(module: nn.Module, given: tuple[Tensor], output: Tensor, path: str = path) -> Tensor:
+                uses[_weight(module)] += 1
                 seen[path] = (module, given[0].detach().clone(), output)
                 return output.clone()  # in-place operations that follow leave `output` alone
 
             handles.append(module.register_forward_hook(hook))
     try:
-        return Forward(model, loss, inputs, target, seed), seen
+        run = Forward(model, loss, inputs, target, seed)
+        return run, {path: item for path, item in seen.items() if uses[_weight(item[0])] == 1}
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _weight(module: nn.Module) -> int:
+    """A number for its weight; where other parameters make that, for itself."""
+    return id(module._parameters.get("weight", module))
 
 
 def _pulled(run: Forward, output: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ MATRIX_PRODUCTS = {"aten.matmul": ("self", "other"), "aten.mm": ("self", "mat2")
 """The two that are multiplied; addmm adds beta times a third to alpha times their product."""
 TRANSPOSES = ("aten.t", "aten.transpose", "aten.permute")
 """Of a matrix; the latter two may also leave it as it is."""
+DIAGONAL = "aten.diagonal"
 
 # -- axes ------------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hbpcompiler.reference import ggn_block, reference
+from hbpcompiler.reference import ggn_block, kfac_emp, kflr, reference
 
 MODEL = nn.Linear(3, 2).double()
 X, Y = torch.randn(4, 3, dtype=torch.float64), torch.randn(4, 2, dtype=torch.float64)
@@ -33,3 +33,14 @@ def test_and_no_ggn_of_these_parameters():
         ggn_block(MODEL, penalised, (X,), Y, "weight")
     plain = ggn_block(MODEL, nn.MSELoss(), (X,), Y, "bias")
     torch.testing.assert_close(ggn_block(MODEL, penalised, (X,), Y, "bias"), plain)
+
+
+def test_layers_used_twice_have_no_factors():
+    """Neither one that is called twice, nor two with one weight."""
+    torch.manual_seed(0)
+    twice, other, tied, last = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
+    tied.weight = other.weight
+    model = nn.Sequential(twice, nn.Tanh(), twice, other, nn.Tanh(), tied, last).double()
+    for factors in (kflr, kfac_emp):
+        found = factors(model, nn.CrossEntropyLoss(), (torch.randn(4, 3).double(),), torch.tensor([0, 1, 1, 0]))
+        assert found.keys() == {"6.weight", "6.bias"}

@@ -151,7 +151,8 @@ def _formula(func: Any) -> Any:
     packet = func._overloadpacket
     if str(packet) == ONEDNN_LINEAR:
         return lambda x, *rest, out_val, **others: 2 * out_val.numel() * x.shape[-1]
-    plain = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), packet)
+    is_torchs = packet._qualified_op_name.startswith("aten::")
+    plain = getattr(torch.ops.aten, packet.__name__.removesuffix("_"), packet) if is_torchs else packet
     return flop_registry.get(packet, flop_registry.get(plain))
 
 

@@ -137,7 +137,7 @@ class Backward:
         if second:
             return title(operation), "backward", SECOND, SECOND
         if self._formulas is None:
-            self._formulas = formulas(self.plan.steps, self.matched.rules)
+            self._formulas = formulas(self.plan.steps, self.matched)
         found = self._formulas.get(operation.name, Formulas())
         return title(operation), "backward", found.outside, found.in_loops
 

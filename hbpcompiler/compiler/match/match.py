@@ -8,6 +8,7 @@ from collections.abc import Set as AbstractSet
 from hbpcompiler.compiler.match.fuse import fuse
 from hbpcompiler.compiler.match.idle_operands import without_idle_operands
 from hbpcompiler.compiler.match.in_pieces import is_complex
+from hbpcompiler.compiler.match.losses.diagonals import with_diagonals_of_products
 from hbpcompiler.compiler.match.losses.endings import (
     ending_of,
     refuse_endings,
@@ -68,7 +69,7 @@ def match(traced: Traced, registry: Registry, closings: frozenset[Closing], as_v
     graph, rules = with_rules(traced.graph, registry, lambda uses: as_values | uses_as_values(uses, closings), deriving)
     refuse_misfits(graph, rules, registry, closings)
     graph, rules = fuse(graph, rules, limits.fused_operations)
-    return Matched(graph, rules, graph.active, ending_of(graph, rules), names(graph))
+    return Matched(graph, rules, graph.active, ending_of(graph, rules, traced.state), names(graph))
 
 
 def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], AbstractSet[str]] = lambda uses: set(),
@@ -79,7 +80,8 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     """
     graph = with_axes_for_weights(with_linear_layers(without_reductions_of_numbers(graph)))
     graph = with_stops(with_promotions(without_idle_operands(graph, registry)), registry)
-    graph = with_linear_endings(with_joined_endings(with_sums_of_squares(graph)), registry)
+    graph = with_sums_of_squares(with_diagonals_of_products(graph))
+    graph = with_linear_endings(with_joined_endings(graph), registry)
     graph = with_whole_reductions(with_sums_of_products(graph), registry)
     refuse_unreached(graph, registry)
     refuse_endings(graph)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.plan.pieces import BEFORE_MEAN, PREFIX, Piece
 from hbpcompiler.compiler.plan.steps import (
     Birth,
@@ -26,6 +28,7 @@ from hbpcompiler.compiler.plan.steps import (
     flat,
 )
 from hbpcompiler.compiler.routes import COLUMNS, DIAGONAL_FORM, MATRIX, Site
+from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import (
     ALONG,
     BATCH_DIAGONAL,
@@ -52,7 +55,6 @@ from hbpcompiler.quantities import (
     WEIGHTED,
 )
 from hbpcompiler.rule import LossRule, Rule
-from hbpcompiler.rule.registry import AnyRule
 
 CLOSINGS: Mapping[str, str] = {
     SUM: "sum_n T", EACH: "T", NORM: "sum_{theta} T^2", ALONG: "T[n] sum_m T[m]",
@@ -65,7 +67,10 @@ CLOSINGS: Mapping[str, str] = {
 WHOLE = "B = sum T T^T"
 SECOND = "second phase: sum_n clip[n] T"
 """Of what is weighed once the norms are known."""
-LOSS = "g = grad l_n"
+LOSS = "g = {}grad l_n"
+"""With what the loss multiplies it by."""
+UNITS: Mapping[Any, str] = {1.0: "", -1.0: "-"}
+MULTIPLE = "v: what the loss multiplies this l_n by"
 BORN = ";  residual: "
 """Divides a rule's formula."""
 ELEMENTWISE = f"d S,  d = y'(x){BORN}R = g y''(x)"
@@ -74,7 +79,7 @@ WIDENED = "diagonals to columns: sqrt|R_k| J^T e_k"
 """What a `Widen` makes of each coordinate of a diagonal."""
 MATRICES = "G back: likewise on both sides, averaged over n"
 """Of KFRA's recursion."""
-HESSIAN = "Hessian of l_n in the model's output"
+HESSIAN = "{}Hessian of l_n in {}"
 AVERAGED = "B = G (kfra)"
 """Of a matrix that was averaged over the samples where the model ends."""
 
@@ -88,7 +93,7 @@ class Formulas:
     in_loops: str = ""
 
 
-def formulas(steps: Iterable[Step], rules: Mapping[str, AnyRule]) -> dict[str, Formulas]:
+def formulas(steps: Iterable[Step], matched: Matched) -> dict[str, Formulas]:
     """The formulas of each operation that has some, by its name."""
     outside: dict[str, list[Step]] = {}
     in_loops: dict[str, list[Step]] = {}
@@ -102,8 +107,8 @@ def formulas(steps: Iterable[Step], rules: Mapping[str, AnyRule]) -> dict[str, F
                     outside.setdefault(operation.name, []).append(part)
     found = {}
     for name in [*outside, *in_loops]:
-        inner = _formula(in_loops.get(name, ()), rules.get(name))
-        found[name] = Formulas(_formula(outside.get(name, ()), rules.get(name)) or inner, inner)
+        inner = _formula(in_loops.get(name, ()), matched)
+        found[name] = Formulas(_formula(outside.get(name, ()), matched) or inner, inner)
     return {name: texts for name, texts in found.items() if texts != Formulas()}
 
 
@@ -113,13 +118,12 @@ def is_second(step: Step) -> bool:
     return isinstance(step, Weights | Weigh | SumEach) or (piece is not None and piece.stream == WEIGHTED)
 
 
-def _formula(steps: Sequence[Step], rule: AnyRule | None) -> str:
+def _formula(steps: Sequence[Step], matched: Matched) -> str:
     seeds = [step for step in steps if isinstance(step, Seed)]
     if seeds:
-        parts = [f"l_n: {rule.formula}"] if isinstance(rule, LossRule) and rule.formula else []
-        parts += [LOSS] * any(step.piece.stream == GRADIENT for step in seeds)
-        roots = list(_roots([step.piece for step in seeds if step.piece.stream != GRADIENT]))
-        return ";  ".join(parts + [" = ".join([*roots, HESSIAN])] * bool(roots))
+        return ";  ".join(_sent_off(seeds, matched))
+    operation = next((step.operation for step in steps if hasattr(step, "operation")), None)
+    rule = None if operation is None else matched.rules.get(operation.name)
     found = list(_crossing(steps, rule)) if isinstance(rule, Rule) else []
     slots: dict[str, list[Close | Tied]] = {}
     for step in steps:
@@ -134,14 +138,40 @@ def _formula(steps: Sequence[Step], rule: AnyRule | None) -> str:
     return ";  ".join(found)
 
 
-def _roots(pieces: Sequence[Piece]) -> Iterator[str]:
-    """What the loss's Hessian is, in the letters of what it sends off; of columns that it draws, on average."""
+def _sent_off(seeds: Sequence[Seed], matched: Matched) -> Iterator[str]:
+    """What an end of the loss is, and what begins there."""
+    operation = seeds[0].operation
+    rule, multiple = matched.rules[operation.name], matched.ending.multiples[operation.name]
+    assert isinstance(rule, LossRule)
+    if rule.formula:
+        yield f"l_n: {rule.formula}"
+    is_known = not getattr(multiple, "free_symbols", set()) - {N}
+    times = UNITS.get(multiple, f"{_shown(multiple)} ") if is_known else "v "
+    if any(step.piece.stream == GRADIENT for step in seeds):
+        yield LOSS.format(times)
+    signed = times.startswith(("-", "v"))
+    roots = list(_roots([step.piece for step in seeds if step.piece.stream != GRADIENT], signed))
+    if roots:
+        is_output = operation.tensors[rule.input].name in {output.name for output in matched.graph.outputs}
+        yield " = ".join([*roots, HESSIAN.format(times, "the model's output" if is_output else "x")])
+    if not is_known:
+        yield MULTIPLE
+
+
+def _shown(multiple: Any) -> str:
+    return f"{multiple:g}" if isinstance(multiple, float) else str(multiple)
+
+
+def _roots(pieces: Sequence[Piece], signed: bool) -> Iterator[str]:
+    """What the loss's Hessian is, in the letters of what it sends off; of columns that it draws, on average. `signed`
+    columns count minus where the loss subtracts."""
     exact = {piece.form for piece in pieces if piece.stream == GGN}
     for piece in pieces:
         drawn = piece.stream == GGN_MC and piece.form == COLUMNS
         if piece.stream == GGN or drawn or piece.form not in exact:  # otherwise they are the same numbers, written once
             letter = BEFORE_MEAN if piece.stream == KFRA else PREFIX[piece.stream]
-            yield "E " * drawn + (f"sum_k {letter} {letter}^T" if piece.form == COLUMNS else f"diag({letter})")
+            columns = f"sum_k {'sign ' * signed}{letter} {letter}^T"
+            yield "E " * drawn + (columns if piece.form == COLUMNS else f"diag({letter})")
 
 
 def _crossing(steps: Sequence[Step], rule: Rule) -> Iterator[str]:

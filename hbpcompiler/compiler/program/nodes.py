@@ -161,7 +161,9 @@ def _of_function(target: Callable[..., Any]) -> Facts:
     if target in POINTWISE:
         return Facts(pointwise=True)
     if isinstance(target, torch._ops.OpOverloadPacket | torch._ops.OpOverload):
-        return _facts(name.partition(".")[0], target)
+        packet = target.overloadpacket if isinstance(target, torch._ops.OpOverload) else target
+        space, _, bare = packet._qualified_op_name.partition("::")  # mine::clone may be anything
+        return _facts(bare if space == "aten" else packet._qualified_op_name, target)
     if getattr(operator, name, None) is target:
         name = name.rstrip("_")  # and_ has it for Python's sake, and writes nothing
     is_torchs = (getattr(target, "__module__", None) or "torch").partition(".")[0] in ("torch", operator.__name__)

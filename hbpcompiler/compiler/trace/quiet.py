@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
@@ -25,11 +26,24 @@ def quiet_loggers() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
+class _KeptBack(io.StringIO):
+    """What the thread that makes it writes is kept; others write to stderr as before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread, self._stderr = threading.current_thread(), sys.stderr if has_stderr() else None
+
+    def write(self, text: str) -> int:
+        if threading.current_thread() is self._thread or self._stderr is None:
+            return super().write(text)
+        return self._stderr.write(text)
+
+
 @contextmanager
 def prints_of_what_succeeds() -> Iterator[None]:
-    """What is printed on stderr is kept back, and left out if there is an error: of one whose reason is a value torch
-    prints the graph so far, even where another try follows."""
-    printed = io.StringIO()
+    """What this thread prints on stderr is kept back, and left out if there is an error: of one whose reason is a value
+    torch prints the graph so far, even where another try follows."""
+    printed = _KeptBack()
     with redirect_stderr(printed):
         yield
     if printed.getvalue() and has_stderr():

@@ -12,6 +12,7 @@ from hbpcompiler.compiler.plan.formulas import BORN, CLOSINGS, MATRICES, WIDENED
 from hbpcompiler.quantities import SUM
 from hbpcompiler.rule import NO_DERIVATIVE, Rule
 from hbpcompiler.rule.registry import builtin
+from tests import hand_made
 
 
 def headings(model, quantities, X, y, loss=None):
@@ -33,7 +34,7 @@ def mlp():
 
 
 def test_no_steps_have_no_formulas():
-    assert formulas([], {}) == {}
+    assert formulas([], hand_made.matched(hand_made.mlp())) == {}
     assert CLOSINGS[SUM] == "sum_n T"
 
 
@@ -72,6 +73,30 @@ def test_what_the_loss_sends_off_is_a_root_of_its_hessian(loss, quantities, expe
     found = headings(mlp(), quantities, X, target, loss)
     (formula,) = [text for title, text in found.items() if title.startswith("loss")]
     assert f" {expected} of l_n in the model's output" in formula
+
+
+@pytest.mark.parametrize(("loss", "quantity", "expected"), [
+    (lambda o, y: F.mse_loss(o.sigmoid(), y), "kflr", "l_n: (x - y)^2;  g = grad l_n;  diag(S) = Hessian of l_n in x"),
+    (lambda o, y: F.mse_loss(o.t(), y.t()), "kflr", "l_n: (x - y)^2;  diag(S) = Hessian of l_n in x"),
+    (lambda o, y: 3 * F.mse_loss(o, y), "diag_h",
+     "l_n: (x - y)^2;  g = 3 grad l_n;  diag(S) = 3 Hessian of l_n in the model's output"),
+    (lambda o, y: 1 - F.mse_loss(o, y), "diag_h",
+     "l_n: (x - y)^2;  g = -grad l_n;  diag(S) = -Hessian of l_n in the model's output"),
+    (lambda o, y: -F.mse_loss(o, y), "kfac",
+     "l_n: (x - y)^2;  E sum_k sign M M^T = -Hessian of l_n in the model's output"),
+    (lambda o, y: F.mse_loss(o, y) * y.mean(), "diag_ggn",
+     "l_n: (x - y)^2;  diag(S) = v Hessian of l_n in the model's output; v: what the loss multiplies this l_n by"),
+    (lambda o, y: F.mse_loss(o, y) * y.mean(), "kfac",
+     "l_n: (x - y)^2;  E sum_k sign M M^T = v Hessian of l_n in the model's output; "
+     "v: what the loss multiplies this l_n by"),
+    (lambda o, y: F.mse_loss(o, y) + F.huber_loss(o, y, reduction="sum") / len(o), "grad",
+     "l_n: (x - y)^2;  g = grad l_n"),
+])
+@pytest.mark.filterwarnings("ignore:the loss")
+def test_what_an_end_of_the_loss_sends_off_is_said_of_that_end(loss, quantity, expected):
+    """Its own operand may not be the model's output, and the loss may take a multiple of it."""
+    found = headings(mlp(), [quantity], X, torch.randn(2, 3), loss)
+    assert found["loss: mse_loss"] == expected
 
 
 def test_factors_that_were_averaged_are_no_sums():

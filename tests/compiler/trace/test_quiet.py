@@ -1,6 +1,7 @@
 """What torch prints beside an error."""
 
 import sys
+import threading
 
 import pytest
 import torch
@@ -34,3 +35,16 @@ def test_prints_of_what_succeeds(capfd):
     with pytest.raises(ValueError, match="no"):
         failing()
     assert capfd.readouterr().err == "kept"
+
+
+def test_what_other_threads_print_meanwhile_arrives(capfd):
+    @prints_of_what_succeeds()
+    def failing_beside():
+        other = threading.Thread(target=lambda: print("of another", file=sys.stderr))
+        other.start()
+        other.join()
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        failing_beside()
+    assert capfd.readouterr().err == "of another\n"

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import sympy
+from torch import Tensor
 
 from hbpcompiler.compiler.match.losses.growth import NEAR, growths
 from hbpcompiler.compiler.match.matched import Ending
@@ -79,15 +80,17 @@ def with_sums_of_products(graph: Graph) -> Graph:
     return replace(graph, operations=operations)
 
 
-def ending_of(graph: Graph, rules: Mapping[str, AnyRule]) -> Ending:
-    """How this graph's loss ends, its multiples as numbers or as expressions in N and in unknown numbers."""
+def ending_of(graph: Graph, rules: Mapping[str, AnyRule], state: Mapping[str, Tensor]) -> Ending:
+    """How this graph's loss ends, its multiples as numbers or as expressions in N and in unknown numbers. `state` has
+    the tensors of the graph's state by key."""
     reductions, tail = graph.ending
     signs = never_negative(graph)
 
     def of_unknowns(operation: Operation) -> Op:
         return _of_unknowns(operation, graph.active, signs)
 
-    grown, slope = growths(graph, rules, lambda op_of: slopes(graph, rules, op_of)), slopes(graph, rules, of_unknowns)
+    grown = growths(graph, rules, lambda op_of: slopes(graph, rules, op_of), state)
+    slope = slopes(graph, rules, of_unknowns)
     say = [operation for operation in reductions if slope[operation.name] != 0] or reductions  # 0 times a sum does not
     kind, definite, mixed = _overall({operation.name: grown[operation.name] for operation in say},
                                      [_reduction(operation, rules, graph) for operation in say])

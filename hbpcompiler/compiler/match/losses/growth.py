@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from itertools import product
 from typing import Any
 
 import torch
@@ -35,19 +36,21 @@ Slopes = Callable[[Callable[[Operation], Op]], Mapping[str, Any]]
 """(how an operation is bound) -> what each reduction is multiplied by in the loss."""
 
 
-def growths(graph: Graph, rules: Mapping[str, AnyRule], slopes: Slopes) -> dict[str, float | None]:
+def growths(graph: Graph, rules: Mapping[str, AnyRule], slopes: Slopes,
+            state: Mapping[str, Tensor]) -> dict[str, float | None]:
     """By the name of each reduction, the power of the number of times that the batch is laid with which its part of
-    the loss grows: 0 for a mean, 1 for a sum; None where it follows no power."""
+    the loss grows: 0 for a mean, 1 for a sum; None where it follows no power. Parameters, buffers and constants are
+    stand-ins, too, and those of `state`, by key, where that says nothing: not every matrix has a Cholesky factor."""
     reductions, tail = graph.ending
     dependent = _dependent(graph, rules)
     own = {operation.name: 1.0 if _summed(operation, rules, graph) else 0.0 for operation in reductions}
     if not dependent & {operation.name for operation in (*reductions, *tail)}:
         return dict(own)
     found: dict[str, float | None] = dict.fromkeys(own)
-    for compared in (frozenset[int](), _compared(graph)):
+    for known, compared in product(({}, state), (frozenset[int](), _compared(graph))):
         for labels in LABELS:  # of so many a mask may pick none
             if None in found.values():
-                found = _measured(graph, slopes, own, dependent, (*range(labels), *compared)) or found
+                found = _measured(graph, slopes, own, dependent, (*range(labels), *compared), known) or found
     return found
 
 
@@ -63,11 +66,11 @@ def _compared(graph: Graph) -> frozenset[int]:
 
 
 def _measured(graph: Graph, slopes: Slopes, own: Mapping[str, float], dependent: AbstractSet[str],
-              labels: Sequence[int]) -> dict[str, float | None] | None:
-    """On stand-ins with these labels; None where the loss's operations do not take them."""
+              labels: Sequence[int], state: Mapping[str, Tensor]) -> dict[str, float | None] | None:
+    """On stand-ins with these labels, beside this state; None where the loss's operations do not take them."""
     found: dict[str, float | None] = {}
     try:
-        once, twice = (_parts(_laid(graph, times, labels), slopes) for times in (1, 2))
+        once, twice = (_parts(_laid(graph, times, labels, state), slopes) for times in (1, 2))
     except FAILURES:
         return None
     for name, (multiple, value) in once.items():
@@ -117,7 +120,7 @@ def _power(once: Any, twice: Any) -> float | None:
     return math.log2(after / before)
 
 
-def _laid(graph: Graph, times: int, labels: Sequence[int]) -> Again:
+def _laid(graph: Graph, times: int, labels: Sequence[int], state: Mapping[str, Tensor]) -> Again:
     """The end of the loss on a stand-in batch, laid so many times."""
     largest = max(math.prod(lengths(value, 1)) for value in graph.values())
     samples = SAMPLES if largest * SAMPLES <= MANY_NUMBERS else FEW
@@ -127,6 +130,8 @@ def _laid(graph: Graph, times: int, labels: Sequence[int]) -> Again:
         maker = graph.makers.get(value.name)
         if maker is not None and _carried_out(maker, graph.active):
             return None
+        if value.key in state and value in graph.state:
+            return state[value.key].cpu()
         generator = torch.Generator().manual_seed(len(value.name) + sum(map(ord, value.name)))
         shape, axis = lengths(value, samples), samples_axis(value)
         drawn = torch.rand(shape, generator=generator, device="cpu") * 0.6 + 0.2 if value.floating else \

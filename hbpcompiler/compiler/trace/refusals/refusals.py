@@ -64,8 +64,9 @@ OF_SIZE = ("math.{name}() is asked of a number that depends on the batch's size,
            "program would have for batches of every size; ask it of a tensor, as in "
            "output.new_full((), len(output)).{name}(), or make the number outside and pass it as an input")
 
-TAKEN_OUT = ("it takes a value out of the trace, by x.data, torch.tensor(x), a derivative inside or an in-place change "
-             "of a parameter's data; use x.detach() or x.clone(), and leave parameters as they are")
+TAKEN_OUT = ("it takes a value out of the trace, by x.data, torch.tensor(x), torch.vmap, a derivative inside or an "
+             "in-place change of a parameter's data; use x.detach() or x.clone(), write what torch.vmap maps for the "
+             "whole batch, and leave parameters as they are")
 
 
 ASKED_BY_SIZE = ("a dict, a set or functools.lru_cache is asked by the batch's size, which a program leaves open; make "

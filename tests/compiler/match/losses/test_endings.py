@@ -33,7 +33,7 @@ def ending(*tail, state=(W,)):
 @pytest.mark.parametrize(("reduction", "kind"), [(MEAN, "mean"), (SUM, "sum")])
 def test_one_reduction(reduction, kind):
     found = ending(reduced("loss", reduction))
-    end = ending_of(found, rules_of(found))
+    end = ending_of(found, rules_of(found), {})
     assert end.kind == kind
     assert end.multiples == {"loss": 1.0}
     assert [operation.name for operation in end.reductions] == ["loss"]
@@ -44,7 +44,7 @@ def test_a_sum_beside_a_mean_counts_times_n():
     tripled = number("mul", "tripled", {"other": 3.0}, "Scalar", self=right.output)
     total = number("add", "loss", {"alpha": 2}, self=left.output, other=tripled.output)
     found = ending(left, right, tripled, total)
-    end = ending_of(found, rules_of(found))
+    end = ending_of(found, rules_of(found), {})
     assert end.kind == "mean"
     assert end.multiples == {"left": 1.0, "right": 6.0 * N}
     assert [operation.name for operation in end.tail] == ["tripled", "loss"]
@@ -54,7 +54,7 @@ def test_a_number_that_is_known_later():
     scale = value("scale", role="constant")
     left = reduced("left", MEAN)
     found = ending(left, number("mul", "loss", self=left.output, other=scale), state=(W, scale))
-    multiple = ending_of(found, rules_of(found)).multiples["left"]
+    multiple = ending_of(found, rules_of(found), {}).multiples["left"]
     assert multiple == 1.0 * unknown("scale")
     assert sign_of(multiple) is None
     assert sign_of(2.0 * N) == 1

@@ -30,7 +30,7 @@ def divided(by=None, **tensors):
 def test_powers(end, power):
     found = graph([LINEAR, PART, *end], state=[W], inputs=[X], targets=[Y], outputs=[OUTPUT])
     rules = rules_of(found)
-    grown = growths(found, rules, lambda op_of: slopes(found, rules, op_of))
+    grown = growths(found, rules, lambda op_of: slopes(found, rules, op_of), {})
     assert grown == {"part": pytest.approx(power, abs=0.05)}
 
 
@@ -52,3 +52,19 @@ def test_what_is_multiplied_by_zero_has_no_say_in_the_scale(name):
     torch.testing.assert_close(found.batch_loss, right.batch_loss, rtol=1e-10, atol=0)
     torch.testing.assert_close(dict(found.clipped_grad), dict(right.clipped_grad), rtol=1e-10, atol=0)
     torch.testing.assert_close(found.kfac_emp["weight"].B, right.kfac_emp["weight"].B, rtol=1e-10, atol=0)
+
+
+def test_a_matrix_of_the_loss_is_the_one_it_is():
+    """Numbers in its place have no Cholesky factor, and the batch's size is said in between."""
+    torch.manual_seed(0)
+    covariance = torch.tensor([[2.0, 0.5], [0.5, 1.0]]).double()
+    model, X, y = nn.Linear(3, 2).double(), torch.randn(6, 3).double(), torch.randn(6, 2).double()
+
+    def loss(output, y):
+        return -torch.distributions.MultivariateNormal(output, covariance).log_prob(y).mean()
+
+    found = hbp.compile(model, loss, quantities=["variance", "batch_loss"])(X, y)
+    for key, weight in model.named_parameters():
+        slopes_of = [torch.autograd.grad(loss(model(X[n : n + 1]), y[n : n + 1]), weight)[0] for n in range(6)]
+        torch.testing.assert_close(found.variance[key], torch.stack(slopes_of).var(0, correction=0), rtol=1e-10, atol=0)
+    assert found.reduction == "mean"

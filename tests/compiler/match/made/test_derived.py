@@ -189,3 +189,45 @@ class Applied(nn.Module):
 
     def forward(self, h):
         return self.function(h).sum(1, keepdim=True).sqrt()
+
+
+def named_as_torchs(name):
+    """An operation of the user's that is a b + a where torch's of this name is another."""
+    def function(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return a * b + a
+
+    def backward(ctx, gradient):
+        a, b = ctx.saved_tensors
+        return gradient * (b + 1), gradient * a
+
+    own = torch.library.custom_op(f"hbptests_named_as_torchs::{name}", function, mutates_args=())
+    own.register_fake(lambda a, b: torch.empty_like(a))
+    own.register_autograd(backward, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
+    return own
+
+
+@pytest.mark.parametrize("name", ["mul", "mean", "mm", "clone", "where", "rand_like", "expand"])
+def test_a_users_operation_may_be_called_as_one_of_torchs(name):
+    """It ran torch's: another was refused with strange words, and one that differs elsewhere alone was not."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
+    own = named_as_torchs(name)
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = first, second
+
+        def forward(self, x):
+            return own(self.first(x), self.second(x))
+
+    X, y = torch.randn(5, 3).double(), torch.tensor([0, 1, 1, 0, 1])
+    found = hbp.compile(Both(), quantities=["grad", "diag_h"], verify=False)(X, y)
+    a, b = first(X), second(X)
+    loss = nn.functional.cross_entropy(a * b + a, y)
+    for key, weight in (("first.weight", first.weight), ("second.bias", second.bias)):
+        (slope,) = torch.autograd.grad(loss, weight, create_graph=True)
+        curved = [torch.autograd.grad(number, weight, retain_graph=True)[0].flatten()[place]
+                  for place, number in enumerate(slope.flatten())]
+        torch.testing.assert_close(found.grad[key], slope, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found.diag_h[key].flatten(), torch.stack(curved), rtol=1e-10, atol=1e-12)

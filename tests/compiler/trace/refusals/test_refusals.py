@@ -180,6 +180,10 @@ def mapped(model, x):
     return torch.vmap(lambda row: row * 2.0)(head(model, x))
 
 
+def mapped_layer(model, x):
+    return torch.vmap(lambda row: model.head.weight @ row)(x)
+
+
 def nothing(model, x):
     head(model, x)
 
@@ -274,6 +278,7 @@ MODELS = [
     (differences, "torch.gradient(", ["with slices"]),
     (least_squares, "torch.linalg.lstsq(", ["torch.linalg.solve"]),
     (mapped, "torch.vmap(", ["for the whole batch"]),
+    (mapped_layer, "", ["torch.vmap", "for the whole batch"]),
     (nothing, "", ["NoneType", "return"]),
     (plain_number, "", ["float"]),
     (misspelled, "model.haed(x)", ["haed"]),
