@@ -97,7 +97,7 @@ def _replace_gram(node: fx.Node, limits: Limits, chunk: int) -> None:
         node.kwargs = {**_few_columns(limits), **node.kwargs}
 
 
-def _few_columns(limits: Limits) -> dict[str, int]:
+def _few_columns(limits: Limits) -> dict[str, fx.node.Argument]:
     """How a helper is told that limit, whose default is its own."""
     few = limits.half_columns
     return {} if few == DEFAULT_LIMITS.half_columns else {"fewest": few}
