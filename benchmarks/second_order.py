@@ -16,7 +16,7 @@ import click
 import torch
 
 import hbpcompiler as hbp
-from hbpcompiler.long_calls import in_words
+from hbpcompiler.calls.long_calls import in_words
 
 from .memory import MEBI, growth, printed
 from .networks import Problem

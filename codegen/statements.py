@@ -26,7 +26,7 @@ from hbpcompiler.codegen.roles import TOTAL
 from hbpcompiler.codegen.segments import is_long, is_text
 from hbpcompiler.codegen.tables import merged
 from hbpcompiler.codegen.temporaries import NAME, Temporaries, fitting
-from hbpcompiler.codegen.turns import VARIABLE, Turns, cut_again, length_text
+from hbpcompiler.codegen.turns import VARIABLE, Turns, length_text, part_text
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.meta import Block
 from hbpcompiler.compiler.program.nodes import facts, writes_in_place
@@ -248,7 +248,7 @@ class Printer:
         rest = [*(self.look(outer)[0] for outer in whole), *([f"float({start} > 0)"] if loop.begins else [])]
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"][len(given):]
         kept = self.functions.texts_of_places(loop.body)  # parts that stand in a table for this turn
-        cuts = [kept.get(holder, cut_again(outer, at)) for holder, outer in zip(holders, parts, strict=False)]
+        cuts = [kept.get(holder, part_text(holder, outer, at)) for holder, outer in zip(holders, parts, strict=False)]
         texts = [*given, *cuts, *rest]
         if is_long(loop) and self.functions.places:
             sections = merged(self.turns.turn(node, loop, texts))

@@ -33,6 +33,9 @@ CUT = re.compile(r"\[(?P<first>:|\w+:[\w + ]+)(?:, (?P<second>\w+:[\w + ]+))?\]$
 """At the end of a text: a slice along the first axis, along the second, or both."""
 
 
+NONE_IF = "None if "
+
+
 def cut_again(text: str, at: str) -> str:
     """A slice of a tensor, which may be a slice along the other axis already: one slice along both."""
     before, now = CUT.search(text), CUT.match(at)
@@ -43,6 +46,12 @@ def cut_again(text: str, at: str) -> str:
     if before["first"] == ":" and now["second"] is None:
         return f"{text[:before.start()]}[{now['first']}, {before['second']}]"
     return f"{text}{at}"
+
+
+def part_text(holder: fx.Node, text: str, at: str) -> str:
+    """What stands for a chunk's part in a turn; of weights, of which there may be none, none."""
+    part = cut_again(text, at)
+    return f"{NONE_IF}{text} is None else {part}" if meta.annotation(holder).startswith("Optional") else part
 
 
 def length_text(text: str, axis: int) -> str:
@@ -102,7 +111,7 @@ class Turns:
         head: list[str] = []
         texts = [*totals]
         for holder, outer in zip(holders[len(totals):], parts, strict=False):
-            texts.append(cut_again(outer, at))
+            texts.append(part_text(holder, outer, at))
             if sum(times_read(holder, user) for user in holder.users) > 1:
                 # What is cut in a loop has the loop's letter at its end, once.
                 bare = "_".join(word for word in CUT.sub("", outer).split("_") if word != loop.letter)
@@ -143,7 +152,7 @@ class Turns:
     def _inside(self, holder: fx.Node, text: str, alone: bool, bare: bool) -> str:
         """What a turn's function calls what it is given: if `bare` its role, without where it is; an `alone` total
         so."""
-        match = VARIABLE.match(text)
+        match = VARIABLE.match(text.removeprefix(NONE_IF))
         if meta.role(holder) is Role.KEPT or match is None:
             return "kept" if meta.role(holder) is Role.KEPT else TOTAL
         name = match["name"]

@@ -18,7 +18,8 @@ from hbpcompiler.arguments import (
     of_reached,
 )
 from hbpcompiler.block_product import block_product
-from hbpcompiler.calls import Calls, reduction_of
+from hbpcompiler.calls.calls import Calls, reduction_of
+from hbpcompiler.calls.into import kept
 from hbpcompiler.clipping import FLAT
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.losses.endings import check_weighable
@@ -33,7 +34,6 @@ from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.errors import InputError
 from hbpcompiler.explain import explain
 from hbpcompiler.guards import TRACING, State
-from hbpcompiler.into import kept
 from hbpcompiler.limits import Limits
 from hbpcompiler.options import Options, check_example, check_model, check_options, check_patterns
 from hbpcompiler.result import Result

@@ -131,7 +131,7 @@ class Limits:
     half_rows: int = limit(256, "rows", "symmetric products of fewer are made whole: a block is no work for a kernel")
     half_columns: int = limit(
         256, "columns", "products of fewer are made whole, when it comes to it: to mirror takes longer than the half "
-        "that is left out")
+        "that is left out; and what oneDNN would make beside a total is made in it, by BLAS")
     half_blocks: int = limit(
         4, "blocks", "a quarter of the rows at a time leaves out 3/8 of the work; more blocks, hardly more of it", 1)
     eigen_multiply_adds: float = limit(10, "cubes", "multiply-adds of an eigendecomposition, in cubes of its size")

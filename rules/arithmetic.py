@@ -27,10 +27,10 @@ from .shared.binary import Look, binary, operands
 from .shared.gates import gate_columns, gate_drawn, is_gate, some_columns
 from .shared.units import square_unit
 
-NUMBER = [Case({"self": (2, 3)}, {"other": number}, overload="Scalar") for number in (1, -1, 1.7)]
+NUMBER = [Case({"self": (2, 3)}, {"other": number}) for number in (1, -1, 1.7)]
 
 ROUNDED = [
-    Case({"self": (2, 3)}, {"other": 0.7, "rounding_mode": mode}, overload="Scalar_mode") for mode in ("trunc", None)
+    Case({"self": (2, 3)}, {"other": 0.7, "rounding_mode": mode}) for mode in ("trunc", None)
 ]
 
 # -- sums ------------------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ DIV = binary(
     quotient,
     quotient_pull,
     quotient_residual,
-    [*operands(), *NUMBER, *operands("Tensor_mode", rounding_mode="floor")[:6], *ROUNDED],
+    [*operands(), *NUMBER, *operands(rounding_mode="floor")[:6], *ROUNDED],
     quotient_parameter,
     written=lambda op, a, b: None if rounding(op) else a / b,
     formula="S / b to a, -S y / b to b of y = a / b;  residual: -g / b^2 between a and b, 2 g y / b^2 at b",

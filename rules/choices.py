@@ -109,8 +109,8 @@ def _clamp_to(operation: str, name: str) -> Rule:
         structure=Structure.SELECTION,
         refuse=refuse,
         cases=[
-            Case({"self": (4, 3), name: (3,)}, {}, ("self",), "Tensor"),
-            Case({"self": (4,), name: (4,)}, {}, ("self", name), "Tensor"),
+            Case({"self": (4, 3), name: (3,)}, {}, ("self",)),
+            Case({"self": (4,), name: (4,)}, {}, ("self", name)),
         ],
     )
 
@@ -142,7 +142,7 @@ def chosen(operations: list[str], forward: Callable[[Op], Tensor], share: Callab
         own = share(op, varying(op, ("self", "other"))[0], lambda operand: getattr(op, operand))
         return masked(own, own != 0)
 
-    return replace(binary(operations, forward, pull, ZERO, operands(""), formula=formula), derivative=derivative)
+    return replace(binary(operations, forward, pull, ZERO, operands(), formula=formula), derivative=derivative)
 
 
 MAXIMUM = chosen(
@@ -179,11 +179,11 @@ def where_cases() -> list[Case]:
         for batched in (("self", "other"), ("self",), ("other",), ("self", "other", "condition")):
             if "condition" not in batched or condition == (2, 3):
                 shapes = {"condition": condition, "self": (2, 3), "other": (2, 3)}
-                cases.append(Case(shapes, {}, batched, "self", make={"condition": _mask}))
+                cases.append(Case(shapes, {}, batched, make={"condition": _mask}))
     given = {"condition": (2, 3), "self": (2, 3)}
-    cases.append(Case(given, {"other": 0.5}, ("condition", "self"), "ScalarOther", make={"condition": _mask}))
+    cases.append(Case(given, {"other": 0.5}, ("condition", "self"), make={"condition": _mask}))
     given = {"condition": (2, 3), "other": (2, 1)}
-    cases.append(Case(given, {"self": 0.5}, ("condition", "other"), "ScalarSelf", make={"condition": _mask}))
+    cases.append(Case(given, {"self": 0.5}, ("condition", "other"), make={"condition": _mask}))
     return cases
 
 
@@ -214,7 +214,7 @@ MASKED_FILL = Rule(
     structure=Structure.SELECTION,
     refuse=masked_fill_refused,
     cases=[
-        Case({"self": (2, 3), "mask": shape}, {"value": -7.0}, batched, "Scalar", make={"mask": _mask})
+        Case({"self": (2, 3), "mask": shape}, {"value": -7.0}, batched, make={"mask": _mask})
         for shape, batched in (((3,), ("self",)), ((2, 3), ("self", "mask")), ((1, 3), ("self", "mask")))
     ],
 )

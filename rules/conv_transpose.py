@@ -92,8 +92,7 @@ def cases(axes: int) -> list[Case]:
     ) -> Case:
         spatial, window = [size, max(size - 1, 1), 2][:axes], [kernel, max(kernel - 1, 1), kernel][:axes]
         weight = (channels[0], channels[1] // groups_in(attributes), *window)
-        overload = "input" if axes > 1 else ""
-        return convolution_case((channels[0], *spatial), weight, channels[1], bias, overload, **attributes)
+        return convolution_case((channels[0], *spatial), weight, channels[1], bias, **attributes)
 
     return [
         case(3, 2, bias=True),

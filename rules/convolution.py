@@ -162,12 +162,11 @@ def cases(axes: int) -> list[Case]:
         *,
         channels: tuple[int, int] = (2, 2),
         bias: bool = False,
-        overload: str = "",
         **attributes: object,
     ) -> Case:
         spatial, window = [size, size - 1, size][:axes], [kernel, max(kernel - 1, 1), kernel][:axes]
         weight = (channels[1], channels[0] // groups_in(attributes), *window)
-        return convolution_case((channels[0], *spatial), weight, channels[1], bias, overload, **attributes)
+        return convolution_case((channels[0], *spatial), weight, channels[1], bias, **attributes)
 
     return [
         case(4, 3, bias=True),
@@ -185,10 +184,10 @@ def cases(axes: int) -> list[Case]:
         case(3, 1, groups=2, channels=(2, 4)),
         case(4, 2, groups=2, channels=(2, 4), stride=[2, 1, 2], padding=[1, 0, 1], dilation=[1, 2, 1]),
         case(5, 2, groups=2, channels=(2, 2), stride=[2, 3, 2], dilation=[2, 1, 2]),
-        case(4, 3, overload="padding", padding="same", bias=True),
-        case(3, 2, overload="padding", padding="same", channels=(1, 2)),
-        case(4, 2, overload="padding", padding="same", dilation=[3, 2, 1], groups=2),
-        case(4, 2, overload="padding", padding="valid", stride=[2, 1, 1], bias=True),
+        case(4, 3, padding="same", bias=True),
+        case(3, 2, padding="same", channels=(1, 2)),
+        case(4, 2, padding="same", dilation=[3, 2, 1], groups=2),
+        case(4, 2, padding="valid", stride=[2, 1, 1], bias=True),
     ]
 
 

@@ -44,7 +44,7 @@ PROD = Decomposition(
     ["aten.prod.dim_int"],
     prod,
     [
-        Case({"self": shape}, {"dim": dim, "keepdim": keepdim}, overload="dim_int")
+        Case({"self": shape}, {"dim": dim, "keepdim": keepdim})
         for shape, dim in SETTINGS
         for keepdim in (False, True)
     ],
@@ -121,7 +121,7 @@ def variance(x: Tensor, dim: list[int] | None, unbiased: bool = True, keepdim: b
 VARIANCE = Decomposition(
     ["aten.var.dim"],
     variance,
-    [Case({"self": (2, 3)}, {"dim": [2], "unbiased": unbiased}, overload="dim") for unbiased in (True, False)],
+    [Case({"self": (2, 3)}, {"dim": [2], "unbiased": unbiased}) for unbiased in (True, False)],
 )
 
 
@@ -145,7 +145,7 @@ STANDARD_DEVIATION = Decomposition(
     ["aten.std.correction"],
     standard_deviation,
     [
-        Case({"self": shape}, {"dim": dim, "correction": correction, "keepdim": keepdim}, overload="correction")
+        Case({"self": shape}, {"dim": dim, "correction": correction, "keepdim": keepdim})
         for shape, dim in (((4,), [1]), ((3, 2), [-2]), ((2, 3), [1, 2]))
         for correction, keepdim in ((None, False), (0, True))
     ],

@@ -18,7 +18,7 @@ from .shared.binary import operands
 from .shared.smooth_pairs import Curvatures, InSteps, a, b, two_operands
 
 
-def cases(overload: str) -> list[Case]:
+def cases() -> list[Case]:
     """Positive second operands, and zeros among the first."""
 
     def zeros_among(shape: Sequence[int]) -> Tensor:
@@ -27,7 +27,7 @@ def cases(overload: str) -> list[Case]:
     def positive(shape: Sequence[int]) -> Tensor:
         return 0.3 + torch.rand(tuple(shape), dtype=torch.float64)
 
-    return [replace(case, make={"self": zeros_among, "other": positive}) for case in operands(overload)]
+    return [replace(case, make={"self": zeros_among, "other": positive}) for case in operands()]
 
 
 def times_logarithm(operation: str, function: Callable[[Any, Any], Any], beyond: int, inner: Expr) -> Rule:
@@ -38,7 +38,7 @@ def times_logarithm(operation: str, function: Callable[[Any, Any], Any], beyond:
         lambda op: function(op.self, op.other),
         (Piecewise((0, nothing), (sympy.log(inner), True)), a / inner),
         Curvatures(sympy.Integer(0), 1 / inner, InSteps((-a / inner, 1 / inner))),
-        cases("Tensor" if operation.endswith("Tensor") else ""),
+        cases(),
     )
 
 

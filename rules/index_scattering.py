@@ -60,14 +60,14 @@ def _anywhere(shape: Sequence[int]) -> Tensor:
     return torch.randint(3, tuple(shape))
 
 
-def scatter_cases(overload: str, make: Callable[[Sequence[int]], Tensor]) -> list[Case]:
+def scatter_cases(make: Callable[[Sequence[int]], Tensor]) -> list[Case]:
     settings = (((4,), (2,), 1), ((2, 4), (2, 3), -1), ((2, 4), (1, 2), 2))
-    return [Case({"self": shape, "index": index, "src": index}, {"dim": dim}, ("self", "index", "src"), overload,
+    return [Case({"self": shape, "index": index, "src": index}, {"dim": dim}, ("self", "index", "src"),
                  make={"index": make}) for shape, index, dim in settings]
 
 
 SCATTER = putting(
-    "aten.scatter.src", "src", scatter_take, scatter_clear, scatter_cases("src", _places), scatter_refused,
+    "aten.scatter.src", "src", scatter_take, scatter_clear, scatter_cases(_places), scatter_refused,
     lambda op: op.self.scatter(op.dim, op.argument("index"), op.src),
 )
 SCATTER_VALUE = selection(
@@ -75,12 +75,12 @@ SCATTER_VALUE = selection(
     lambda op: op.self.scatter(op.dim, op.argument("index"), op.value),
     scatter_clear,
     [Case({"self": case.shapes["self"], "index": case.shapes["index"]}, {**case.attributes, "value": 0.7},
-          ("self", "index"), "value", make={"index": _anywhere}) for case in scatter_cases("value", _places)],
+          ("self", "index"), make={"index": _anywhere}) for case in scatter_cases(_places)],
     scatter_refused,
     formula="S, 0 where the value was put",
 )
 SCATTER_ADD = putting(
-    "aten.scatter_add", "src", scatter_take, lambda op, columns: columns, scatter_cases("", _anywhere),
+    "aten.scatter_add", "src", scatter_take, lambda op, columns: columns, scatter_cases(_anywhere),
     scatter_refused, lambda op: op.self.scatter_add(op.dim, op.argument("index"), op.src), Structure.GENERAL,
     formula="S to both; to what was added, from where it was",
 )

@@ -98,7 +98,7 @@ def kernel(op: Op, gradient: Tensor) -> Tensor:
 
 def case(*shape: int, indices: list[object]) -> Case:
     found = [None if index is None else torch.tensor(index) for index in indices]
-    return Case({"self": shape}, {"indices": found}, overload="Tensor")
+    return Case({"self": shape}, {"indices": found})
 
 
 def own_case(
@@ -109,7 +109,6 @@ def own_case(
     return Case(
         {"self": shape, "indices": list(indices)},
         batched=(*(["self"] if numbers else []), *sampled),
-        overload="Tensor",
         make={"indices": lambda drawn: torch.randint(-2, 2, tuple(drawn))},
         numbering=("indices.0",) if numbers else (),
     )

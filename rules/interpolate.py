@@ -39,7 +39,7 @@ def interpolation(mode: str, axes: int) -> Rule:
     def case(size: list[int] | None, factors: list[float] | None, corners: bool = False) -> Case:
         wanted = {"output_size": size and size[:axes], "scale_factors": factors and factors[:axes]}
         given = {**wanted, "align_corners": corners} if mode == "linear" else wanted
-        return Case({"input": (2, 3, 2, 4)[: axes + 1]}, given, ("input",), "vec")
+        return Case({"input": (2, 3, 2, 4)[: axes + 1]}, given, ("input",))
 
     cases = [case([5, 2, 3], None), case(None, [2.0, 1.5, 0.5])]
     return Rule(
@@ -86,7 +86,7 @@ def of_images(operation: str, mode: str, antialias: bool) -> Rule:
 
     def case(size: list[int] | None, factors: list[float] | None, corners: bool = False) -> Case:
         given = {"output_size": size, "scale_factors": factors, "align_corners": corners}
-        return Case({"input": (2, 3, 4)}, given, ("input",), "vec")
+        return Case({"input": (2, 3, 4)}, given, ("input",))
 
     return Rule(
         operations=[f"aten.{operation}.vec"],

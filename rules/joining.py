@@ -37,7 +37,6 @@ CAT = selection(
         Case({"tensors": [(2, 3), (1, 3)]}, {"dim": 1}, ("tensors",), constant=("tensors.0",)),
     ],
     lambda op: refused(op, 0),
-    idle_if_empty=("tensors",),
     formula="to each tensor its own part of S",
 )
 STACK = selection(

@@ -210,7 +210,7 @@ VARIANCE = Rule(
     formula="S 2 (x - mean(x)) / (n - c);  residual: 2 g / (n - c) (I - 1 1^T / n)",
     refuse=variance_refused,
     cases=[
-        Case({"self": shape}, {**given, "correction": correction}, overload="correction")
+        Case({"self": shape}, {**given, "correction": correction})
         for shape, given in SETTINGS
         for correction in (None, 0)
     ],

@@ -38,10 +38,10 @@ def ordering(operation: str, function: Callable[[Op], Any], cases: Sequence[Case
     return selection(operation, lambda op: with_places(op, function(op)), jac_t, cases, over_samples)
 
 
-def settings(overload: str = "", **attributes: Any) -> list[Case]:
+def settings(**attributes: Any) -> list[Case]:
     """Along one axis of two, and along the only one."""
     shapes = (((4,), 1), ((4,), -1), ((3, 2), 1), ((2, 3), 2))
-    return [Case({"self": shape}, {**attributes, "dim": dim}, overload=overload) for shape, dim in shapes]
+    return [Case({"self": shape}, {**attributes, "dim": dim}) for shape, dim in shapes]
 
 
 def reduced(**attributes: Any) -> list[Case]:

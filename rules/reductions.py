@@ -109,7 +109,7 @@ def _chosen(name: str) -> Rule:
         f"aten.{name}.dim",
         forward,
         chosen_extremum,
-        [Case({"self": shape}, {**given, "dim": given["dim"][0]}, overload="dim") for shape, given in SETTINGS],
+        [Case({"self": shape}, {**given, "dim": given["dim"][0]}) for shape, given in SETTINGS],
         over_samples,
     )
 

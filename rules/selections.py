@@ -28,7 +28,7 @@ SELECT = selection(
     lambda op: op.self.select(op.dim, op.argument("index")),
     lambda op, columns: at_place(op, columns, op.argument("index")),
     [
-        Case({"self": shape}, {"dim": dim, "index": index}, overload="int")
+        Case({"self": shape}, {"dim": dim, "index": index})
         for shape, dim, index in (((4,), 1, 2), ((2, 3), 1, -1), ((2, 3), -1, 0))
     ],
     across_samples,
@@ -58,7 +58,7 @@ SLICE = selection(
     slice_forward,
     slice_jac_t,
     [
-        Case({"self": shape}, {"dim": dim, "start": start, "end": end, "step": step}, overload="Tensor")
+        Case({"self": shape}, {"dim": dim, "start": start, "end": end, "step": step})
         for shape, dim, start, end, step in (
             ((4,), 1, 1, 3, 1),
             ((4,), 1, None, -1, 1),
@@ -102,8 +102,8 @@ PARTS = [
         "aten.split",
         lambda op: op.split_size,
         [
-            *[Case({"self": (5,)}, {"split_size": 2, "dim": 1}, overload="Tensor", index=i) for i in (0, 1, 2)],
-            Case({"self": (2, 5)}, {"split_size": [2, 3], "dim": -1}, overload="sizes", index=1),
+            *[Case({"self": (5,)}, {"split_size": 2, "dim": 1}, index=i) for i in (0, 1, 2)],
+            Case({"self": (2, 5)}, {"split_size": [2, 3], "dim": -1}, index=1),
         ],
     ),
     part(
@@ -121,7 +121,7 @@ UNBIND = selection(
     "aten.unbind",
     lambda op: op.self.select(op.dim, op.index),
     lambda op, columns: at_place(op, columns, op.index),
-    [Case({"self": (2, 3)}, {"dim": dim}, overload="int", index=1) for dim in (1, 2)],
+    [Case({"self": (2, 3)}, {"dim": dim}, index=1) for dim in (1, 2)],
     across_samples,
 )
 

@@ -149,7 +149,7 @@ MOVEDIM = moving(
     [
         given(2, 3, 4, source=1, destination=-1),
         given(2, 3, 4, source=-1, destination=1),
-        Case({"self": (2, 3, 4)}, {"source": [1, 2], "destination": [-1, 1]}, overload="intlist"),
+        Case({"self": (2, 3, 4)}, {"source": [1, 2], "destination": [-1, 1]}),
     ],
     lambda op: refusal("moves") if order_of_movedim(op)[0] != 0 else None,
     formula="S with its axes turned back",

@@ -29,14 +29,14 @@ ATAN2 = two_operands(
     lambda op: torch.atan2(op.self, op.other),
     (flat_at(_square, 0, b / _square), flat_at(_square, 0, -a / _square)),
     Curvatures(*(flat_at(_square, 0, curvature / _square**2) for curvature in (-2 * a * b, a**2 - b**2, 2 * a * b))),
-    operands(""),
+    operands(),
 )
 HYPOT = two_operands(
     "aten.hypot",
     lambda op: torch.hypot(op.self, op.other),
     (a / y, b / y),
     Curvatures(b**2 / y**3, -a * b / y**3, a**2 / y**3),
-    operands(""),
+    operands(),
 )
 
 
@@ -49,7 +49,7 @@ def log_of_sum(name: str, base: Expr) -> Rule:
         lambda op: getattr(torch, name)(op.self, op.other),
         (sigmoid(scale * (a - b)), sigmoid(scale * (b - a))),
         Curvatures(curve, -curve, curve),
-        operands(""),
+        operands(),
     )
 
 
@@ -71,9 +71,9 @@ def power_cases() -> list[Case]:
                        batched=[new[name] for name in case.batched],
                        constant=[new[name] for name in case.constant], make={"self": base})
 
-    whole = Case({"self": (2, 3), "exponent": (3,)}, {}, ("self",), "Tensor_Tensor", make={"exponent": exponent},
+    whole = Case({"self": (2, 3), "exponent": (3,)}, {}, ("self",), make={"exponent": exponent},
                  constant=("exponent",))
-    return [*[renamed(case) for case in operands("Tensor_Tensor")], whole]
+    return [*[renamed(case) for case in operands()], whole]
 
 
 _in_exponent = flat_at(a, 0, y * sympy.log(a))  # 0 ** b is flat, as torch has it
@@ -99,7 +99,7 @@ class trunc(sympy.Function):  # type: ignore[misc]  # sympy is untyped
 
 TORCH[trunc] = torch.trunc
 
-NUMBERS = [Case({"self": (2, 3)}, {"other": number}, overload="Scalar") for number in (0.7, -1.3)]
+NUMBERS = [Case({"self": (2, 3)}, {"other": number}) for number in (0.7, -1.3)]
 REMAINDERS = [
     two_operands(
         "aten.remainder",
@@ -128,12 +128,12 @@ FMAX = two_operands(
     lambda op: torch.fmax(op.self, op.other),
     (Piecewise((1, a >= b), (0, True)), Piecewise((0, a >= b), (1, True))),
     None,
-    operands(""),
+    operands(),
 )
 FMIN = two_operands(
     "aten.fmin",
     lambda op: torch.fmin(op.self, op.other),
     (Piecewise((1, a <= b), (0, True)), Piecewise((0, a <= b), (1, True))),
     None,
-    operands(""),
+    operands(),
 )

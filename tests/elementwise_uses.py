@@ -54,8 +54,7 @@ def affine(values, use):
 
 def number(name, other):
     """mul or add of a number."""
-    return Use(f"aten.{name}", builtin().find(f"aten.{name}", "Scalar"), Case({"self": (3,)}, {"other": other},
-                                                                              overload="Scalar"))
+    return Use(f"aten.{name}", builtin().find(f"aten.{name}", "Scalar"), Case({"self": (3,)}, {"other": other}))
 
 
 def in_range(chain, values):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from hbpcompiler.accumulate.sums import Key, Sums, check_together
 from hbpcompiler.accumulate.weigh import Weight
+from hbpcompiler.calls.into import Into, Read
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.adding import Slot
-from hbpcompiler.into import Into, Read
 from hbpcompiler.quantities import QUANTITIES, SPREAD
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hbpcompiler.calls.long_calls import in_words, seconds_of
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiled import compile as compile_model
 from hbpcompiler.compiler.trace.batch import Batch
@@ -23,7 +24,6 @@ from hbpcompiler.errors import (
     ModelError,
     UnusedParametersWarning,
 )
-from hbpcompiler.long_calls import in_words, seconds_of
 from hbpcompiler.monitor.table import CONVEX, PAIR, Tracked
 from hbpcompiler.operators.passes import Passes
 from hbpcompiler.quantities import GRADIENT, LOSS

@@ -14,9 +14,9 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from hbpcompiler.calls.long_calls import in_words
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import HbpError, OptionError, ProofError
-from hbpcompiler.long_calls import in_words
 from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.products import Products, joined
 from hbpcompiler.operators.programs import Programs

@@ -21,7 +21,7 @@ That suffices. The rest lets the planner do better, and is never an operation's 
     backward                jac_t for one column, where torch has a kernel for it
     window                  the neighbourhood that an output reads (`Window`)
     expression, order       the operation in sympy; or, for what has no such form, that it rises, falls or is convex
-    merged, without_samples whether samples may come as [N, p, *z], and whether it may have no samples at all
+    merged                  whether samples may come as [N, p, *z]
     refuse                  why this very use has no derivative, and what to write in its place
 
 A `LossRule` says the same of a loss: its gradient, residual and reduction per sample, how its curvature is sampled, and

@@ -60,7 +60,6 @@ def derived_rule(operation: str, use: Use, whole: str, where: str) -> Rule:
         structure=Structure.ELEMENTWISE if elementwise else Structure.GENERAL,
         derivative=_derivative(use) if elementwise else None,
         merged=elementwise,
-        without_samples=lambda op: True,
         whole=whole,
     )
 

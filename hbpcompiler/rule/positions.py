@@ -82,7 +82,6 @@ def over_positions(rule: Rule) -> Rule:
         expression=None,
         refuse=lambda op: rule.refuse(of_parts(op)),
         merged=False,
-        without_samples=lambda op: False,
         cases=(),
     )
 

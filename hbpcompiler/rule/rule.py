@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -45,24 +45,66 @@ def flat(op: Op) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rule:
-    """All that the compiler knows about an operation.
+class Stated:
+    """What a rule and a rule of a loss say in the same words.
 
-    `operations` are ATen names without overload ("aten.linear"). `jac_t` has one function per input that may carry a
-    derivative (left out where `derivative` says it of the operation's first tensor; NO_DERIVATIVE if none does) and
-    `residual` must be stated (a function of op where it depends on the use).
+    `operations` are ATen names without overload ("aten.linear"), and `residual` must be stated (a function of op where
+    it depends on the use).
     """
 
     operations: Sequence[str]
     residual: Residual | Callable[[Op], Residual]
+    _: KW_ONLY
+    forward: Forward | None = None
+    """None: the ATen operation itself is written into the program."""
+    formula: str = ""
+    """A line that stands above the operation's part of a backward pass. What columns S become at the inputs, "S W"; and
+    what is born where it is curved: "p * (S - <S, p>);  residual: diag(p) - p p^T". Of x, S, g and y. May be left out
+    where `derivative` says all. Of a loss: l_n of an output x and a target y, "(x - y)^2"."""
+    order: tuple[Order, ...] = ()
+    """By which a loss may be known as convex: "increasing", if no result falls when an input that carries derivatives
+    rises (sums, maxima), "decreasing", if none rises, "convex" or "concave", if all results are so in these inputs. An
+    `expression` says it by itself. Of a loss: "increasing", if `gradient` is never negative (sums, means),
+    "decreasing", if it is never positive: for every target that `check` lets pass."""
+    refuse: Callable[[Op], str | None] = lambda op: None
+    """why this very use cannot be differentiated, and what to do about it; None if it can."""
+    cases: Sequence[Case] = ()
+
+    def __post_init__(self) -> None:
+        check_operations(type(self).__name__, self.operations)
+        kind = self._kind
+        if not callable(self.residual):
+            check_kind(kind, "residual", self.residual, Zero | Diagonal | Factor,
+                       "ZERO, PIECES, Diagonal(...) or Factor(...), or a function of op that returns one")
+        check_functions(kind, self, ["refuse"], ["forward"])
+        check_cases(kind, self.cases, Case)
+        if not isinstance(self.order, tuple) or not set(self.order) <= set(get_args(Order)):
+            raise TypeError(f"{kind}: order must be some of {get_args(Order)} in a tuple, not {self.order!r}")
+
+    @property
+    def _kind(self) -> str:
+        """How the rule is called in errors."""
+        return f"rule for {', '.join(self.operations)}"
+
+    def residual_of(self, op: Op) -> Residual:
+        """The residual of this very use."""
+        return self.residual if isinstance(self.residual, Zero | Diagonal | Factor) else self.residual(op)
+
+
+@dataclass(frozen=True)
+class Rule(Stated):
+    """All that the compiler knows about an operation.
+
+    `jac_t` has one function per input that may carry a derivative (left out where `derivative` says it of the
+    operation's first tensor; NO_DERIVATIVE if none does).
+    """
+
     jac_t: Mapping[str, JacT] = field(default_factory=dict)
     backward: Mapping[str, Backward] = field(default_factory=dict)
     """optional: what `jac_t` does, for inputs where torch has a kernel that does it faster for one column per sample,
     as its own backward pass has (see benchmarks/)."""
     params: Callable[[Op], Mapping[str, Contraction]] = lambda op: {}
     """op -> a contraction for each input that may be a parameter (its equation may depend on shapes)."""
-    forward: Forward | None = None
-    """None: the ATen operation itself is written into the program."""
     structure: Structure | Selection | Callable[[Op], Structure | Selection] = Structure.GENERAL
     derivative: Callable[[Op], Tensor] | None = None
     """ELEMENTWISE: the local derivative [N, *out]; `flat` if it is zero everywhere."""
@@ -74,35 +116,19 @@ class Rule:
     """ELEMENTWISE, optional: the operation in sympy, in the symbols `operand_symbol(name)` of its tensors (None at a
     use that has no such form). Operations of one module that act on one value are then taken together (see `fuse`), so
     that it must be true to the value and, derived by sympy, to both derivatives: `check_rule` compares them."""
-    order: tuple[Order, ...] = ()
-    """By which a loss may be known as convex: "increasing", if no result falls when an input that carries derivatives
-    rises (sums, maxima), "decreasing", if none rises, "convex" or "concave", if all results are so in these inputs. An
-    `expression` says it by itself."""
-    refuse: Callable[[Op], str | None] = lambda op: None
-    """why this very use cannot be differentiated, and what to do about it; None if it can."""
     merged: bool = False
     """Whether `forward` and all else count no axis from the front, so that [p*N, *z], a sample axis with positions
     merged into it, may come as [N, p, *z]."""
-    formula: str = ""
-    """What columns S become at the inputs, in a line that stands above the operation's part of a backward pass, "S W";
-    and what is born where it is curved: "p * (S - <S, p>);  residual: diag(p) - p p^T". Of x, S, g and y. Where
-    `derivative` says all, it may be left out."""
-    idle_if_empty: tuple[str, ...] = ()
-    """Lists of tensors in which one without elements changes nothing, so that it is left out."""
-    without_samples: Callable[[Op], bool] = lambda op: False
-    """Whether, at this use, `jac_t` and `params` also serve a result without sample axis, whose columns are
-    [N, K, *out] all the same: a function of parameters and constants alone (the embedding of positions)."""
-    cases: Sequence[Case] = ()
 
     def __post_init__(self) -> None:
-        kind = _check_common("Rule", self)
+        super().__post_init__()
+        kind = self._kind
         check_by_argument(kind, self, ["jac_t", "backward"])
-        check_functions(kind, self, ["params", "window", "without_samples"], ["derivative", "expression"])
+        check_functions(kind, self, ["params", "window"], ["derivative", "expression"])
         if not callable(self.structure):
             check_kind(kind, "structure", self.structure, Structure | Selection,
                        "one of Structure, a Selection, or a function of op")
         check_kind(kind, "layout", self.layout, Layout | None, "one of Layout, or None")
-        check_kind(kind, "idle_if_empty", self.idle_if_empty, tuple, "a tuple of names")
         check_kind(kind, "merged", self.merged, bool, "True or False")
         if not callable(self.structure) and (self.structure is Structure.ELEMENTWISE) != (self.derivative is not None):
             raise TypeError(f"rule for {self.operations}: structure ELEMENTWISE and `derivative` go together")
@@ -111,10 +137,6 @@ class Rule:
             if name is None:
                 raise TypeError(f"rule for {self.operations}: torch knows no such operation yet, so give `jac_t` too")
             object.__setattr__(self, "jac_t", {name: elementwise_jac_t(self.derivative)})
-
-    def residual_of(self, op: Op) -> Residual:
-        """The residual of this very use."""
-        return self.residual if isinstance(self.residual, Zero | Diagonal | Factor) else self.residual(op)
 
     def elementwise_in(self, op: Op) -> bool:
         """Whether, at this use, columns cross by one product with `derivative`: only one input carries them."""
@@ -144,42 +166,19 @@ def elementwise_jac_t(derivative: Callable[[Op], Tensor]) -> JacT:
     return jac_t
 
 
-def _check_common(kind: str, rule: Any) -> str:
-    """The fields that rules and rules of losses have; how the rule is called in errors."""
-    check_operations(kind, rule.operations)
-    kind = f"rule for {', '.join(rule.operations)}"
-    if not callable(rule.residual):
-        check_kind(kind, "residual", rule.residual, Zero | Diagonal | Factor,
-                   "ZERO, PIECES, Diagonal(...) or Factor(...), or a function of op that returns one")
-    check_functions(kind, rule, ["refuse"], ["forward"])
-    check_cases(kind, rule.cases, Case)
-    _check_order(rule.operations, rule.order)
-    return kind
-
-
-def _check_order(operations: Sequence[str], order: tuple[str, ...]) -> None:
-    if not isinstance(order, tuple) or not set(order) <= set(get_args(Order)):
-        raise TypeError(f"rule for {operations}: order must be some of {get_args(Order)} in a tuple, not {order!r}")
-
-
 @dataclass(frozen=True)
-class LossRule:
+class LossRule(Stated):
     """A scalar loss L of the model's output; in terms of per-sample losses l_n with L = mean_n l_n or sum_n l_n.
 
     `residual` is the Hessian of l_n in the input. Without `sample`, random-sign combinations of its columns are taken.
     """
 
-    operations: Sequence[str]
-    residual: Residual | Callable[[Op], Residual]
     gradient: Callable[[Op], Tensor]
     """grad of l_n, [N, *in]."""
     reduction: Callable[[Op], str]
     """"mean", "sum" or "none"."""
     each: Callable[[Op], Tensor] | None = None
     """l_n, [N]; for batch_loss, and for calls with sample_weights. None: neither is possible."""
-    forward: Forward | None = None
-    formula: str = ""
-    """l_n of an output x and a target y, in a line that stands above it: "(x - y)^2"."""
     sample: Callable[[Op, int], Tensor] | None = None
     """(op, M) -> [N, M, *in] columns s with E[sum_m s s^T] = Hessian of l_n."""
     check: Callable[[Op, Tensor], str | None] = lambda op, target: None
@@ -188,20 +187,16 @@ class LossRule:
     terms: Callable[[Op, Tensor], int | None] | None = None
     """(op, target) -> over how many terms a mean goes, where the target decides that; None if more than it decides. A
     rule without it means over all elements. The target is as for `check`."""
-    order: tuple[Order, ...] = ()
-    """"increasing", if `gradient` is never negative (sums, means), "decreasing", if it is never positive: for every
-    target that `check` lets pass."""
-    refuse: Callable[[Op], str | None] = lambda op: None
     doubts: Mapping[str, str] = field(default_factory=dict)
     """By an operation that may have made its input, "aten.sigmoid", why this loss hardly is meant behind it, and what
     to do: a warning."""
     positions: int | None = None
     """Where an axis of positions may stand, so that [p*N, *z], samples with positions merged into them, has the loss of
     the positions taken apart: 1, [N, p, *z], if elements count alike; 2, [N, C, p, *z], if axis 1 holds classes."""
-    cases: Sequence[Case] = ()
 
     def __post_init__(self) -> None:
-        kind = _check_common("LossRule", self)
+        super().__post_init__()
+        kind = self._kind
         if isinstance(self.reduction, str):
             raise TypeError(f"{kind}: reduction must be a function of op, lambda op: {self.reduction!r}")
         check_functions(kind, self, ["gradient", "reduction", "check"], ["each", "sample", "terms"])
@@ -219,10 +214,6 @@ class LossRule:
     def input(self) -> str:
         """The argument that is the model's output: the operation's first tensor."""
         return first_tensor(self.operations[0]) or "self"
-
-    def residual_of(self, op: Op) -> Residual:
-        """The residual of this very use."""
-        return self.residual if isinstance(self.residual, Zero | Diagonal | Factor) else self.residual(op)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def check_extremes(rule: Rule, operation: str, case: Case) -> None:
             draw = {**case.make, name: lambda shape: rounded.double().expand(1, *shape[1:])}
             channels = case.shapes[name][:1] if len(case.shapes) > 1 else ()
             shaped = Case({**case.shapes, name: (*channels, len(rounded))}, case.attributes, case.batched,
-                          case.overload, case.index, draw)
+                          case.index, draw)
             op = Setting(rule, operation, shaped, dtype).op()
             assert rule.derivative is not None
             found = [op.output, rule.derivative(op)]

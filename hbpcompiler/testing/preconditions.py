@@ -14,6 +14,7 @@ from hbpcompiler.rule import NO_DERIVATIVE, Case, LossRule, Op, Rule
 from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.functions import R, with_functions
 from hbpcompiler.rule.rule_files import hidden_arguments, strange_arguments, strange_doubts
+from hbpcompiler.testing.overloads import overload_of
 from hbpcompiler.testing.setting import Setting
 
 
@@ -50,8 +51,7 @@ def _arguments(overload: Any) -> dict[str, Any]:
 
 def _check_case(operation: str, case: Case, known: set[str]) -> None:
     """`known`: arguments of all operations that share the case, with any overload."""
-    packet, overload = _packet(operation), case.overload or (*operation.split("."), "", "")[2] or "default"
-    arguments = _arguments(getattr(packet, overload, None) or getattr(packet, packet.overloads()[0]))
+    arguments = _arguments(overload_of(_packet(operation), case, (*operation.split("."), "")[2]))
     sampled = () if case.batched == Case.batched else case.batched
     own = {*case.shapes, *case.attributes, *(slot.split(".")[0] for slot in (*case.constant, *case.numbering))}
     where = f"{operation} {dict(case.shapes)} {dict(case.attributes)}"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hbpcompiler.rule import Case, LossRule, Op, Rule, computed
 from hbpcompiler.seeded import seed_cpu
+from hbpcompiler.testing.overloads import overload_of
 
 SAMPLES = 3
 
@@ -23,9 +24,8 @@ class Setting:
                  strided: bool = False) -> None:
         """`scale`: times what is drawn, and `zeros`: some of it exactly 0; not of what the case's makers draw, who
         know what values the operation takes. `strided`: tensors that are not contiguous."""
-        namespace, name, overload = (*operation.split("."), "")[:3]
-        packet, overload = getattr(getattr(torch.ops, namespace), name), case.overload or overload or "default"
-        self.overload = getattr(packet, overload, None) or getattr(packet, packet.overloads()[0])
+        namespace, name, named = (*operation.split("."), "")[:3]
+        self.overload = overload_of(getattr(getattr(torch.ops, namespace), name), case, named)
         self.case, self.rule, self.samples, self.zeros = case, rule, samples, zeros
         self.strided = strided
         self.forward_mode = namespace == "aten"

@@ -98,20 +98,20 @@ def binary(
     )
 
 
-def operands(overload: str = "Tensor", **attributes: Any) -> list[Case]:
+def operands(**attributes: Any) -> list[Case]:
     """Operands of all kinds that meet."""
     both = ("self", "other")
     made = {"other": away_from_zero}
     shapes = [((3,), (3,)), ((2, 3), (2, 1)), ((1, 3), (2, 1)), ((), ())]
-    cases = [Case({"self": a, "other": b}, attributes, both, overload, make=made) for a, b in shapes]
+    cases = [Case({"self": a, "other": b}, attributes, both, make=made) for a, b in shapes]
     for name in both:
-        cases.append(Case({"self": (2, 3), "other": (2, 3)}, attributes, both, overload, make=made, constant=(name,)))
+        cases.append(Case({"self": (2, 3), "other": (2, 3)}, attributes, both, make=made, constant=(name,)))
         batched = tuple(operand for operand in both if operand != name)
         for shape in ((3,), (2, 3), (2, 1), (), (1, 2, 3), (1,)):
             given = {"self": (2, 3), "other": (2, 3), name: shape}
-            cases.append(Case(given, attributes, batched, overload, make=made, constant=(name,)))
-            cases.append(Case(given, attributes, batched, overload, make=made))
-        cases.append(Case({"self": (2, 1), "other": (2, 1), name: (2, 3)}, attributes, batched, overload, make=made))
+            cases.append(Case(given, attributes, batched, make=made, constant=(name,)))
+            cases.append(Case(given, attributes, batched, make=made))
+        cases.append(Case({"self": (2, 1), "other": (2, 1), name: (2, 3)}, attributes, batched, make=made))
     return cases
 
 

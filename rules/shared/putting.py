@@ -66,5 +66,5 @@ def zeroed(put: Callable[[Op, Tensor, Tensor], Tensor], take: Take) -> Clear:
 
 
 def case(shape: tuple[int, ...], source: tuple[int, ...], name: str = "src", constant: Sequence[str] = (),
-         overload: str = "", **attributes: Any) -> Case:
-    return Case({"self": shape, name: source}, attributes, ("self", name), overload, constant=constant)
+         **attributes: Any) -> Case:
+    return Case({"self": shape, name: source}, attributes, ("self", name), constant=constant)

@@ -18,7 +18,6 @@ def selection(
     params: Callable[[Op], Mapping[str, Contraction]] = lambda op: {},
     window: Callable[[Op], Window | None] = lambda op: None,
     merged: bool = False,
-    idle_if_empty: tuple[str, ...] = (),
     formula: str = SELECTED,
 ) -> Rule:
     """The rule of an operation that copies elements of `self`, or of the inputs that `jac_t` names."""
@@ -33,7 +32,6 @@ def selection(
         window=window,
         refuse=refuse,
         merged=merged,
-        idle_if_empty=idle_if_empty,
         cases=cases,
     )
 

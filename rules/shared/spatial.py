@@ -119,13 +119,13 @@ def convolution_rule(
 
 
 def convolution_case(
-    input: tuple[int, ...], weight: tuple[int, ...], outputs: int, bias: bool, overload: str, **attributes: object
+    input: tuple[int, ...], weight: tuple[int, ...], outputs: int, bias: bool, **attributes: object
 ) -> Case:
     """One use, on an input [channels, *spatial]; attributes of more axes than it has are cut."""
     axes = len(input) - 1
     shapes = {"input": input, "weight": weight, **({"bias": (outputs,)} if bias else {})}
     short = {name: value[:axes] if isinstance(value, list) else value for name, value in attributes.items()}
-    return Case(shapes, short, overload=overload)
+    return Case(shapes, short)
 
 
 def groups_in(attributes: Mapping[str, object]) -> int:

@@ -108,6 +108,13 @@ def test_contributors_read_the_same_table() -> None:
     assert found == MAY_IMPORT
 
 
+def test_contributors_read_what_each_file_of_the_face_belongs_to() -> None:
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("The face itself")[1].split("\n\n")[1]
+    named = [name for row in table.splitlines()[2:] for name in row.split("|")[1].replace("`", "").split(",")]
+    files = {path.stem for path in (ROOT / "hbpcompiler").glob("*.py") if path.name != "__init__.py"}
+    assert sorted(name.strip() for name in named) == sorted(files | {"calls/"})
+
+
 def test_no_import_leads_in_a_circle() -> None:
     assert [sorted(circle) for circle in nx.strongly_connected_components(_imports()) if len(circle) > 1] == []
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import hbpcompiler.compiler
 
 ROOT = Path(hbpcompiler.compiler.__path__[0])
+STAGES = ("plan", "routes", "optimise", "cost", "derive")
 COUNTED = {
     "cost.free_memory.UNLIMITED_BYTES": "what systems say for no limit",
     "cost.memory.ROUNDS": "until it stays",
@@ -30,11 +31,38 @@ COUNTED = {
 
 def test_what_is_fitted_is_a_limit():
     found = set()
-    for stage in ("plan", "routes", "optimise", "cost", "derive"):
+    for stage in STAGES:
         for path in sorted((ROOT / stage).rglob("*.py")):
             module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             found |= {f"{module}.{name}" for name in numbers(path.read_text(encoding="utf-8"))}
     assert found == set(COUNTED)
+
+
+MOST_AXES = 4
+"""With numbers up to here axes and operands are counted."""
+
+
+def test_nothing_is_compared_with_a_number_that_is_no_limit():
+    found = [f"{path.relative_to(ROOT)}: {line}" for stage in STAGES for path in sorted((ROOT / stage).rglob("*.py"))
+             for line in compared(path.read_text(encoding="utf-8"))]
+    assert not found, found
+
+
+def test_how_comparisons_are_found():
+    assert compared("def f(x):\n    if len(x) > 2 and x[0] < 64 <= y:\n        return max(x, 2.5, 256)\n") == [
+        "x[0] < 64 <= y", "max(x, 2.5, 256)"]
+
+
+def compared(text):
+    """What compares with a number beyond those of axes, or takes the larger or the lesser of it and others."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else (
+            node.args if isinstance(node, ast.Call) and ast.unparse(node.func) in ("min", "max") else [])
+        if any(isinstance(side, ast.Constant) and type(side.value) in (int, float) and abs(side.value) > MOST_AXES
+               for side in sides):
+            found.append(ast.unparse(node))
+    return found
 
 
 def test_how_numbers_are_found():

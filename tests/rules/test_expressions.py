@@ -137,7 +137,7 @@ def test_a_wrong_expression_is_caught(name):
 
 def test_a_wrong_expression_of_two_operands_is_caught():
     known = builtin().find("aten.mul", "Tensor")
-    cases = [Case({"self": (3,), "other": (3,)}, batched=("self", "other"), overload="Tensor")]
+    cases = [Case({"self": (3,), "other": (3,)}, batched=("self", "other"))]
     a, b = operand_symbol("self"), operand_symbol("other")
     for what, written in (("value", a + b), ("value", a * b * exactly(1.00000001))):
         with pytest.raises(AssertionError, match=f"expression's {what} is off"):

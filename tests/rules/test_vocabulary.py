@@ -29,14 +29,22 @@ from hbpcompiler.rule import (
 )
 from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.registry import builtin, with_rules
+from hbpcompiler.rule.rule import Stated
 from hbpcompiler.testing import check_rule
 
-NAMES = 61
-KINDS = (Rule, LossRule, Contraction, Case, Window, Selection, ModuleRule, Decomposition)
+NAMES = 51
+KINDS = (Stated, Rule, LossRule, Contraction, Case, Window, Selection, ModuleRule, Decomposition)
 
 
 def test_the_vocabulary_stays_small():
-    assert sum(len(fields(kind)) for kind in KINDS) <= NAMES
+    assert sum(map(len, map(own_names, KINDS))) <= NAMES
+    assert {"operations", "residual", "cases"} < own_names(Stated)
+    assert own_names(Rule) == {field.name for field in fields(Rule)} - own_names(Stated)
+
+
+def own_names(kind):
+    """The fields that a class says itself: what two kinds of rules inherit is one name to know."""
+    return {field.name for field in fields(kind) if field.name in kind.__annotations__}
 
 
 RULE = """

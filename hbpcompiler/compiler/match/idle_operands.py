@@ -1,4 +1,4 @@
-"""Tensors without elements in a list whose rule says that they add nothing: they are left out of the graph.
+"""Tensors without elements among those that are laid end to end add nothing: they are left out of the graph.
 
 A language model's empty cache is joined to the first keys and values in this way.
 """
@@ -9,19 +9,13 @@ from dataclasses import replace
 
 from hbpcompiler.compiler.trace.fx_graph.reader import without_dead
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
-from hbpcompiler.rule import Rule
-from hbpcompiler.rule.registry import Registry
+from hbpcompiler.rules.shared.written import END_TO_END
 
 
-def without_idle_operands(graph: Graph, registry: Registry) -> Graph:
-    """The graph in which no list holds them, unless all that it holds are such."""
-    operations = []
-    for operation in graph.operations:
-        rule = registry.find(operation.target, operation.overload)
-        names = rule.idle_if_empty if isinstance(rule, Rule) else ()
-        for name in names:
-            operation = _with_full_ones(operation, name)
-        operations.append(operation)
+def without_idle_operands(graph: Graph) -> Graph:
+    """The graph in which no list of these holds them, unless all that it holds are such."""
+    operations = [_with_full_ones(operation, "tensors") if operation.target == END_TO_END else operation
+                  for operation in graph.operations]
     return without_dead(replace(graph, operations=operations)) if operations != list(graph.operations) else graph
 
 

@@ -29,7 +29,7 @@ from hbpcompiler.compiler.match.operation.examples import Examples
 from hbpcompiler.compiler.match.parameters.batched_weights import with_axes_for_weights
 from hbpcompiler.compiler.match.parameters.cross_terms import with_cross_terms
 from hbpcompiler.compiler.match.parameters.linear_layers import with_linear_layers
-from hbpcompiler.compiler.match.parameters.parameter_values import Uses, rule_of, with_values
+from hbpcompiler.compiler.match.parameters.parameter_values import Uses, rule_of, serves_without_samples, with_values
 from hbpcompiler.compiler.match.parameters.tied_values import uses_as_values
 from hbpcompiler.compiler.match.promotions import with_promotions
 from hbpcompiler.compiler.match.reach import refuse_unreached, with_stops
@@ -79,7 +79,7 @@ def with_rules(graph: Graph, registry: Registry, as_values: Callable[[Uses], Abs
     `deriving` makes the rules that the registry has not; None: they are reported missing.
     """
     graph = with_axes_for_weights(with_linear_layers(without_reductions_of_numbers(graph)))
-    graph = with_stops(with_promotions(without_idle_operands(graph, registry)), registry)
+    graph = with_stops(with_promotions(without_idle_operands(graph)), registry)
     graph = with_sums_of_squares(with_diagonals_of_products(graph))
     graph = with_linear_endings(with_joined_endings(graph), registry)
     graph = with_whole_reductions(with_sums_of_products(graph), registry)
@@ -203,7 +203,7 @@ def _refusals(operation: Operation, rule: AnyRule, active: AbstractSet[str]) -> 
         findings.append(f"{where}: a result of shape {list(operation.output.shape)} has positions merged into the "
                         "sample axis, and not everything on its way can take them apart again; keep them in an axis of "
                         "their own, as in x.reshape(x.shape[0], -1, x.shape[-1])")
-    elif not operation.output.batched and not rule.without_samples(op):
+    elif not operation.output.batched and not serves_without_samples(rule, op):
         findings.append(f"{where}: a value of shape {list(operation.output.shape)} that depends on parameters but has "
                         "no sample axis is not supported yet")
     params = rule.params(op)

@@ -61,7 +61,7 @@ def _replace(graph: fx.Graph, node: fx.Node, limits: Limits, chunk: int, machine
     with graph.inserting_before(node):
         weight = right if node.target is F.linear else transposed(graph, node, right)
         if total is not None:
-            product = graph.call_function(onednn_add_product_, (total, x, weight))
+            product = graph.call_function(onednn_add_product_, (total, x, weight), _few_columns(limits))
         else:
             product = graph.call_function(onednn_linear, (x, weight, *bias), dict(node.kwargs))
     meta.move(product, node)
@@ -94,3 +94,10 @@ def _replace_gram(node: fx.Node, limits: Limits, chunk: int) -> None:
     if floats and lengths and decided("oneDNN", lambda: lengths[axis] >= limits.onednn_rows
                                       and math.prod(lengths) * lengths[axis] >= limits.onednn_multiply_adds):
         node.target = OF_ONEDNN[node.target]
+        node.kwargs = {**_few_columns(limits), **node.kwargs}
+
+
+def _few_columns(limits: Limits) -> dict[str, fx.node.Argument]:
+    """How a helper is told that limit, whose default is its own."""
+    few = limits.half_columns
+    return {} if few == DEFAULT_LIMITS.half_columns else {"fewest": few}

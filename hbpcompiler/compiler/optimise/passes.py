@@ -18,6 +18,7 @@ from hbpcompiler.compiler.optimise.early import finish_early
 from hbpcompiler.compiler.optimise.hoist import hoist_from_loops
 from hbpcompiler.compiler.optimise.in_place import write_in_place
 from hbpcompiler.compiler.optimise.index_sums import add_at_index
+from hbpcompiler.compiler.optimise.joined_loops import join_loops
 from hbpcompiler.compiler.optimise.joined_products import join_products
 from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
@@ -97,6 +98,7 @@ PASSES: tuple[Pass, ...] = (
     _simple(read_shapes_at_the_source),
     _simple(drop_dead),
     _simple(form_operands_once),
+    _simple(join_loops),
     Pass("multiply_matrices", lambda graph, settings: multiply_matrices(graph, settings.by_pixels),
          makes=frozenset({PRODUCTS})),
     Pass("annotate", lambda graph, settings: annotate(graph, settings.arguments),

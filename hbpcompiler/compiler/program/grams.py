@@ -35,12 +35,12 @@ def gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, o
 
 @idiom
 def onednn_gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, over: int = 1,  # noqa: UP045
-                    kept: float = 1.0) -> Tensor:
+                    kept: float = 1.0, fewest: int = 256) -> Tensor:
     """total = kept * total + sum of x x^T over all axes but one, / over, by oneDNN."""
     samples = max(1, x.shape[0] if chunk is None else chunk)
     for first in range(0, max(1, x.shape[0]), samples):
         rows = x[first : first + samples].movedim(axis, 0).flatten(1).contiguous()
-        onednn_add_product_(total, rows, rows, 1.0 / max(1, over), kept if first == 0 else 1.0)
+        onednn_add_product_(total, rows, rows, 1.0 / max(1, over), kept if first == 0 else 1.0, fewest)
     return total
 
 
@@ -67,11 +67,11 @@ def gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torc
 
 @idiom
 def onednn_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None,  # noqa: UP045
-                over: int = 1) -> Tensor:
+                over: int = 1, fewest: int = 256) -> Tensor:
     """Sum of x x^T over all axes but one, / over, by oneDNN."""
     size = x.shape[axis]
     total = x.new_empty((size, size), dtype=x.dtype if dtype is None else dtype)
-    return onednn_gram_to_(total, x, axis, chunk, over, 0.0)
+    return onednn_gram_to_(total, x, axis, chunk, over, 0.0, fewest)
 
 
 @idiom
@@ -99,13 +99,13 @@ def add_gram_(total: Tensor, rows: Tensor, others: Optional[Tensor] = None, bloc
 
 @idiom
 def onednn_add_gram_(total: Tensor, rows: Tensor, others: Optional[Tensor] = None, block: int = 256,  # noqa: UP045
-                     over: int = 1, kept: float = 1.0) -> Tensor:
+                     over: int = 1, kept: float = 1.0, fewest: int = 256) -> Tensor:
     """total = kept * total + rows @ rows.t() / over, or rows @ others.t(), on and above the diagonal, by oneDNN."""
     left = rows.contiguous()
     right = left if others is None else others.contiguous()
     for first in range(0, rows.shape[0], block):
         onednn_add_product_(total[first : first + block, first:], left[first : first + block], right[first:],
-                            1.0 / max(1, over), kept)
+                            1.0 / max(1, over), kept, fewest)
     return total
 
 
@@ -216,7 +216,7 @@ def onednn_half_gram(x: Tensor, others: Optional[Tensor] = None, axis: int = 0, 
     for first in range(0, max(1, x.shape[0]), samples):
         rows = x[first : first + samples].movedim(axis, 0).flatten(1)
         right = None if others is None else others[first : first + samples].movedim(axis, 0).flatten(1)
-        onednn_add_gram_(total, rows, right, block, over, 0.0 if first == 0 else 1.0)
+        onednn_add_gram_(total, rows, right, block, over, 0.0 if first == 0 else 1.0, fewest)
     return mirror_(total)
 
 

@@ -48,6 +48,15 @@ class LoopCall:
         """What the loop writes: node[0], node[1], ... are its results."""
         return self.totals + self.rows
 
+    def pass_total(self, outer: fx.Node, name: str) -> fx.Node:
+        """Pass one more total, the last of them; the placeholder that stands for it in the body."""
+        accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", self.node.args)
+        at = self.loop.totals
+        inner = self._held(outer, name, Role.TOTAL, at)
+        self.node.args = ((*accumulators[:at], outer, *accumulators[at:]), cut, whole)
+        self.loop.totals += 1
+        return inner
+
     def pass_whole(self, outer: fx.Node, name: str) -> fx.Node:
         """Pass one more tensor to the body, if it does not have it; the placeholder that stands for it there."""
         for passed in LoopCall.of(self.node).whole:

@@ -48,12 +48,13 @@ def add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: 
 
 
 @idiom
-def onednn_add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: float = 1.0) -> Tensor:
+def onednn_add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: float = 1.0,
+                        fewest: int = 256) -> Tensor:
     """`add_product_` by `onednn_linear`, a block of rows at a time, whose product stays in cache.
 
-    Of few columns by BLAS, which writes into the total: a product beside it takes longer than what oneDNN gains.
+    Of fewer columns than `fewest` by BLAS, into the total: a product beside it takes longer than what oneDNN gains.
     """
-    if total.dtype != x.dtype or x.shape[1] < 256:
+    if total.dtype != x.dtype or x.shape[1] < fewest:
         return add_product_(total, x, y, scale, kept)
     right = y if y.is_contiguous() or y.t().is_contiguous() else y.contiguous()
     block = max(64, 1048576 // max(1, total.shape[1]))

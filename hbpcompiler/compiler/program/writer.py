@@ -232,7 +232,7 @@ class Loop:
              part: Callable[[Any, int], Any], kept: float = 0.0) -> list[Any]:
         """What the body is given in one turn; `part(tensor, axis)` is the chunk's part of a tensor."""
         rows = [part(tensor, 0) for tensor in accumulators[self.totals :]]
-        cut = [part(tensor, self.axis) for tensor in sliced]
+        cut = [None if tensor is None else part(tensor, self.axis) for tensor in sliced]  # weights there may be none of
         return [*accumulators[: self.totals], *rows, *cut, *whole, *([kept] if self.begins else [])]
 
 

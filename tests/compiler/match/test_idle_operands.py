@@ -8,7 +8,6 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.match.idle_operands import without_idle_operands
 from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.reference import reference
-from hbpcompiler.rule.registry import builtin
 from tests.hand_made import graph, operation, value
 
 X, OTHER, EMPTY = value("x", N, 3, role="input"), value("other", N, 2, role="input"), value("empty", 0, role="constant")
@@ -24,7 +23,7 @@ def test_what_is_left_of_a_list(given, kept):
     slots = {f"tensors.{i}": tensor for i, tensor in enumerate(given)}
     joins = operation("cat", value("joined", N, 5), {"dim": 1, "tensors": list(slots)}, **slots)
     ends = operation("sum", value("loss"), self=joins.output)
-    found = without_idle_operands(graph([joins, ends], inputs=[X, OTHER], state=[EMPTY]), builtin()).operations[0]
+    found = without_idle_operands(graph([joins, ends], inputs=[X, OTHER], state=[EMPTY])).operations[0]
     assert [found.tensors[slot].name for slot in found.attributes["tensors"]] == kept
     assert list(found.tensors) == found.attributes["tensors"]
 

@@ -10,13 +10,13 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import hbpcompiler as hbp
+from hbpcompiler.calls.programs import Programs
 from hbpcompiler.compiler.prove.comparison import FEW_DIGITS, NOISE_RUNS, TIMES_NOISE, compared, gap
 from hbpcompiler.compiler.prove.draws import Draws
 from hbpcompiler.compiler.prove.noise import Noise
 from hbpcompiler.compiler.prove.own_step import own_step
 from hbpcompiler.compiler.stages import PROVE
 from hbpcompiler.compiler.trace.batch import batch_of
-from hbpcompiler.programs import Programs
 from tests import networks
 from tests.graph_models import FEW_MODELS, made
 from tests.selection import few

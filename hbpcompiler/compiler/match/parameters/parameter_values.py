@@ -18,6 +18,7 @@ from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.match.parameters.parameter_pieces import shared_pieces
 from hbpcompiler.compiler.trace.graph import Graph, Operation, Value
 from hbpcompiler.rule import ZERO, Contraction, Op, Rule, Structure, Tensor
+from hbpcompiler.rule.derived import DerivedRule
 from hbpcompiler.rule.positions import over_positions
 from hbpcompiler.rule.registry import AnyRule, Registry
 
@@ -41,7 +42,6 @@ ALL_SAMPLES = Rule(
     jac_t={"self": lambda op, columns: columns},
     residual=ZERO,
     structure=Structure.SELECTION,
-    without_samples=lambda op: True,
 )
 """[1, *w] -> [*w]: back to what all samples share, for the operations that use it."""
 OWN = {rule.operations[0]: rule for rule in (EACH_SAMPLE, ALL_SAMPLES)}
@@ -99,7 +99,7 @@ def _derived(graph: Graph, registry: Registry, active: AbstractSet[str]) -> set[
         if operation.name in active and operation.name not in reached and not operation.output.batched:
             rule = rule_of(operation, registry)
             op = static_op(operation, active)
-            if not (isinstance(rule, Rule) and rule.without_samples(op) and not _ends_at(operation, rule, found)):
+            if not isinstance(rule, Rule) or not serves_without_samples(rule, op) or _ends_at(operation, rule, found):
                 found.add(operation.name)
     return found
 
@@ -108,6 +108,16 @@ def _ends_at(operation: Operation, rule: Rule, names: set[str]) -> bool:
     """Whether the operation reads one of these values in a place to which the rule sends no columns."""
     return any(value.name in names and slot.split(".")[0] not in rule.jac_t
                for slot, value in operation.tensors.items())
+
+
+def serves_without_samples(rule: Rule, op: Op) -> bool:
+    """Whether the rule also serves a result without sample axis, whose columns are [N, K, *out] all the same: where
+    nothing else has derivatives, a parameter's columns are sums of those (the embedding of positions)."""
+    if rule is ALL_SAMPLES or isinstance(rule, DerivedRule):
+        return True
+    params = {} if rule.jac_t else rule.params(op)
+    return bool(params) and all(contraction.operand is None and contraction.product is None
+                                for contraction in params.values())
 
 
 class _Rewriting:

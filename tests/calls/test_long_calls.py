@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
+from hbpcompiler.calls.long_calls import in_words, reporting
 from hbpcompiler.compiler.cost.quick import seconds_at_most
 from hbpcompiler.compiler.cost.rounds import rounds_of
-from hbpcompiler.long_calls import in_words, reporting
 from tests.selection import slow
 
 EVERY = hbp.Limits(announced_seconds=0.0, spatial_bytes=2**12, recycled_bytes=2**12, vector_bytes=2**10)
@@ -101,7 +101,7 @@ def test_of_calls_that_begin_at_once_one_reports(monkeypatch: pytest.MonkeyPatch
             other.enter_context(reporting(built, 5, first.append))
             return rounds_of(*given)
 
-        monkeypatch.setattr("hbpcompiler.long_calls.rounds_of", counted)
+        monkeypatch.setattr("hbpcompiler.calls.long_calls.rounds_of", counted)
         with reporting(built, 5, second.append):
             compiled(*batch(5))
         assert "range" in names

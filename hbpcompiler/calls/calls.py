@@ -20,17 +20,17 @@ from hbpcompiler.arguments import (
     of_reached,
 )
 from hbpcompiler.block_product import meetings
+from hbpcompiler.calls.into import Adds, Read, added_to, with_tensors
+from hbpcompiler.calls.long_calls import announce
+from hbpcompiler.calls.programs import Programs
 from hbpcompiler.compiler.budget import check_fits
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.losses.endings import check_weighable
 from hbpcompiler.compiler.match.losses.targets import check_targets
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.into import Adds, Read, added_to, with_tensors
 from hbpcompiler.limits import DEFAULT_LIMITS
-from hbpcompiler.long_calls import announce
 from hbpcompiler.options import Options
-from hbpcompiler.programs import Programs
 from hbpcompiler.result import Result
 from hbpcompiler.seeded import seeded
 

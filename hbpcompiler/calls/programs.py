@@ -21,6 +21,11 @@ from hbpcompiler.arguments import (
 )
 from hbpcompiler.block_product import block_diagonal, meetings
 from hbpcompiler.callers import level_of_caller
+from hbpcompiler.calls.doubts import warn_if_indefinite, warn_of_hooks, warn_of_losses, warn_of_meetings
+from hbpcompiler.calls.empty import UNKNOWN, result_of_none
+from hbpcompiler.calls.into import Into
+from hbpcompiler.calls.lengths import Lengths
+from hbpcompiler.calls.long_calls import shown
 from hbpcompiler.compiler.built import Built, beside_exports, directly
 from hbpcompiler.compiler.pipeline import first_program
 from hbpcompiler.compiler.plan.planned import Plan
@@ -36,8 +41,6 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_runs, complaint_of
 from hbpcompiler.compiler.trace.exports import Shelf, exports_of
 from hbpcompiler.compiler.trace.fx_graph.reader import loss_tensors
-from hbpcompiler.doubts import warn_if_indefinite, warn_of_hooks, warn_of_losses, warn_of_meetings
-from hbpcompiler.empty import UNKNOWN, result_of_none
 from hbpcompiler.errors import (
     CompileError,
     InputError,
@@ -47,10 +50,7 @@ from hbpcompiler.errors import (
 from hbpcompiler.guards import TRACING, Guards, State
 from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.guards.queues import queues_noted
-from hbpcompiler.into import Into
-from hbpcompiler.lengths import Lengths
 from hbpcompiler.limits import DEFAULT_LIMITS
-from hbpcompiler.long_calls import shown
 from hbpcompiler.options import FULL, Options, check_model
 from hbpcompiler.threads import alone, traced, undisturbed
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.arguments import DECAY, INTO, SHARES
+from hbpcompiler.calls.overlaps import overlaps_itself, sharing
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.adding import Slot
 from hbpcompiler.compiler.program.nodes import shows_its_input
 from hbpcompiler.compiler.program.sums import added_
 from hbpcompiler.errors import InputError, InputTypeError, listing
-from hbpcompiler.overlaps import overlaps_itself, sharing
 from hbpcompiler.quantities import EIGEN, QUANTITIES
 from hbpcompiler.result import Result
 
