@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import fx
 from torch._jit_internal import boolean_dispatched
 
+from hbpcompiler.codegen.named_arguments import with_names
 from hbpcompiler.codegen.torch_calls import written
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import FALLBACKS
@@ -106,7 +107,8 @@ def expression(node: fx.Node, look: Look) -> Text:
     if target == "reshape" and (spelled := _view(node)):
         return f"{show(args[0], ATOM)}.{spelled}", ATOM
     if call.op == "call_method":
-        return f"{show(args[0], ATOM)}.{target}({_arguments(args[1:], call.kwargs, show)})", ATOM
+        call = with_names(call)
+        return f"{show(args[0], ATOM)}.{target}({_arguments(call.args[1:], call.kwargs, show)})", ATOM
     if target is operator.add and args[0] == 0 and meta.is_no_tensor(node):
         return look(args[1])  # a sum's first term; a tensor of booleans would become integers
     if target in INFIX:
@@ -124,9 +126,10 @@ def expression(node: fx.Node, look: Look) -> Text:
     if target is torch.einsum:
         # TorchScript takes the operands as one list.
         return f"torch.einsum({quote(str(args[0]))}, [{', '.join(show(item) for item in args[1:])}])", ATOM
+    call = with_names(call)
     defaults = _defaults(target)
     told = {name: item for name, item in call.kwargs.items() if not (name in defaults and _same(item, defaults[name]))}
-    return f"{function_name(target)}({_arguments(args, told, show)})", ATOM
+    return f"{function_name(target)}({_arguments(call.args, told, show)})", ATOM
 
 
 def _fraction(number: float) -> str:
