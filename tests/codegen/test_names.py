@@ -237,7 +237,7 @@ def test_formulas_and_names_of_an_activation_agree():
     model = nn.Sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 3))
     batch = torch.randn(2, 2), torch.tensor([0, 1])
     code = hbp.compile(model, quantities=["diag_h"], example_inputs=batch, verify=False).code
-    assert "density = 0.3989422804014327 * torch.exp(" in code
+    assert "density = (2 * math.pi) ** -0.5 * torch.exp(" in code
     assert "_squared_scaled" not in code
 
 
