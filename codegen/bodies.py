@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import ast
 import re
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hbpcompiler.codegen.copying import lettered
+from hbpcompiler.codegen.layout import wrapped_formulas
 from hbpcompiler.compiler.program.lengths import shown
 
 SHAPES = re.compile(r"  # (?=\[)(?P<shapes>.*)$")
 NUMBER = re.compile(r"\d+")
 PLACES = "\0places"
 """In what is said of a function: the number of parts of the program that share it."""
+GIVEN = "\0given"
+"""There: between what a function does and its formulas."""
 LONG = 50
-DOCSTRING = 106
+DOCSTRING = 116
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Body:
     values: tuple[str, ...]
     lengths: tuple[tuple[int, ...], ...]
     members: int = 1
+    given: tuple[str, ...] = ()
+    """Its tensors with the shapes behind them, as lines say theirs; none where these have other axes in other members.
+    """
 
     @property
     def result(self) -> str:
@@ -42,15 +47,40 @@ class Body:
 
     def with_member(self, other: Body) -> Body:
         """Serving another part of the program."""
+        if _axes(self.given) != _axes(other.given):
+            return self._without_given().with_member(other._without_given()) if self.given or other.given else self
         new = [lengths for lengths in other.lengths if lengths not in self.lengths]
         return replace(self, lengths=(*self.lengths, *new), members=self.members + other.members)
 
+    def _without_given(self) -> Body:
+        numbers = len(lengths_of(self.lines))
+        lengths = tuple(dict.fromkeys(member[:numbers] for member in self.lengths))
+        return replace(self, given=(), lengths=lengths)
+
     def text(self) -> str:
         """The definition."""
-        about = self.about.replace(PLACES, f"{self.members} places")
-        inside = [*_docstring(about), *returning(_with_lengths(self.lines, self.lengths), self.values)]
+        lines = _with_lengths([*self.lines, *self.given], self.lengths)
+        about, _, formulas = self.about.replace(PLACES, f"{self.members} places").partition(GIVEN)
+        told = [f'"""{about}{_given(lines[len(self.lines) :])}', *([formulas] if formulas else [])]
+        told[-1] += '"""'
+        inside = [*wrapped_formulas(told, DOCSTRING), *returning(lines[: len(self.lines)], self.values)]
         head = f"def {self.name}({', '.join(self.parameters)}) -> {self.result}:"
         return "\n".join([head, *(f"    {line}" if line else "" for line in inside)])
+
+
+def _axes(given: Sequence[str]) -> list[str]:
+    """The shapes behind names, without numbers."""
+    return [NUMBER.sub("#", line.partition("  # ")[2]) for line in given]
+
+
+def _given(lines: Sequence[str]) -> str:
+    """In words: names with their shapes, those of one shape together."""
+    names: dict[str, list[str]] = {}
+    for line in lines:
+        name, _, shape = line.partition("  # ")
+        names.setdefault(shape, []).append(name)
+    said = ", ".join(f"{' and '.join(alike)} {shape}" for shape, alike in names.items())
+    return f" Of {said}." if said else ""
 
 
 def lengths_of(lines: Sequence[str]) -> tuple[int, ...]:
@@ -125,9 +155,3 @@ def returning(lines: Sequence[str], values: Sequence[str]) -> list[str]:
         if re.match(rf"{re.escape(values[0])}\.[a-z_]+_\(", last):
             return [*lines[:-1], f"return {last}"]
     return [*lines, f"return {several(values)}"]
-
-
-def _docstring(text: str) -> list[str]:
-    """On one line, or with the closing quotes on one of their own."""
-    lines = textwrap.wrap(text, DOCSTRING, break_on_hyphens=False)
-    return [f'"""{text}"""'] if len(lines) == 1 else [f'"""{lines[0]}', *lines[1:], '"""']

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import fx
 
-from hbpcompiler.codegen.bodies import PLACES, Body, lengths_of, without_names
+from hbpcompiler.codegen.bodies import GIVEN, PLACES, Body, lengths_of, without_names
 from hbpcompiler.codegen.calls import Call, Function, Outline
 from hbpcompiler.codegen.naming import Names, brief, comment, identifier
 from hbpcompiler.codegen.places import PARAMETERS, SAVED, Listed, Places, entry_text, kind_of_table
@@ -49,8 +49,8 @@ class Functions:
     """What functions call the values that they return."""
     bodies: dict[tuple[str, str], Body] = field(default_factory=dict)
     """By the name that is asked for, and by what is computed."""
-    told: set[tuple[str, str]] = field(default_factory=set)
-    """Titles with formulas that stand in a docstring already."""
+    told: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Titles with formulas that stand in a docstring already, and the function whose that is."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """What letters stand for in the function that is being printed (see `Function.sizes`)."""
     in_module: bool = False
@@ -76,7 +76,7 @@ class Functions:
         names = Names()
         names.taken = set(self.names.taken)
         return replace(self, names=names, texts=dict(self.texts), known=dict(self.known), bodies=dict(self.bodies),
-                       told=set(self.told))
+                       told=dict(self.told))
 
     def texts_of_places(self, graph: fx.Graph) -> dict[fx.Node, str]:
         """How the entries of tables are written in a program or a loop of it."""
@@ -122,28 +122,31 @@ class Functions:
         lines, values = print_graph(function, names, given, placed, head)
         self.inside[id(function)] = values
         title = comment(function.block.title.rpartition(": ")[2])
-        return self.define(_wish(function, title), parameters, self._about(function, title), lines, values,
-                           function.members)
+        tensors = [f"{text}{shape_of(holder)}" for holder, text in given.items()
+                   if holder not in function.entries and meta.annotation(holder) == "Tensor" and shape_of(holder)]
+        name = self.define(_wish(function, title), parameters, self._about(function, title), lines, values,
+                           function.members, tensors)
+        self.told.setdefault((title, comment(function.block.formula)), name)
+        return name
 
     def _about(self, function: Function, title: str) -> str:
         """What a function does; what it computes where that is said for the first time."""
         way = "back" if function.block.part == "backward" else "forward"
-        about = f"{title}, {way}, at {PLACES}."
+        about = f"{title}, {way}, at {PLACES}.{GIVEN}"
         formula = comment(function.block.formula)
-        if "T =" in formula and len(function.tables) <= (PARAMETERS in function.tables):
+        if not formula or ("T =" in formula and len(function.tables) <= (PARAMETERS in function.tables)):
             return about  # of a part before it
-        if not formula or (title, formula) in self.told:
-            return about
-        self.told.add((title, formula))
-        return f"{about} {formula}"
+        known = self.told.get((title, formula))
+        return f"{about}{formula}" if known is None else f"{about}Formulas as in {known}."
 
     def define(self, wish: str, parameters: Sequence[str], about: str, lines: Sequence[str],
-               values: Sequence[str] = (), members: int = 1) -> str:
-        """The name of a function with this body, written if none is alike."""
+               values: Sequence[str] = (), members: int = 1, given: Sequence[str] = ()) -> str:
+        """The name of a function with this body, written if none is alike. `given`: its tensors and their shapes."""
         alike = wish, without_names(parameters, lines, values)
         known = self.bodies.get(alike)
         name = self.names.fresh(wish) if known is None else known.name
-        body = Body(name, tuple(parameters), about, tuple(lines), tuple(values), (lengths_of(lines),), members)
+        lengths = lengths_of([*lines, *given])
+        body = Body(name, tuple(parameters), about, tuple(lines), tuple(values), (lengths,), members, tuple(given))
         self.bodies[alike] = body if known is None else known.with_member(body)
         self.texts[name] = self.bodies[alike].text()
         return name

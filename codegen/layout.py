@@ -26,8 +26,12 @@ HEADING = re.compile(r"^ *# \S.*?    (?=\S)")
 """In front of what is computed under it."""
 FORMULA = re.compile(r"(?:[^,;]{1,60}likewise, )?[^,;]{1,80}[,;]?(?: +|$)")
 """One of a heading's formulas, such as B = sum S S^T / P, with the parameter that it is of: it is not broken."""
+NAMED_SHAPE = re.compile(r"(?:\w+ and )*\w+ \[[^\[\]]*\]")
+"""g and M [N, 1, 4]."""
 SHAPE, BETWEEN_SHAPES = "# [", "], ["
 """How a comment on shapes begins, and what stands between two."""
+SAME = re.compile(r"(?<=  # )(?P<shape>\[[^\[\]]*\])(, (?P=shape))+$")
+"""The shapes of several tensors, if all have one."""
 HELD = "\N{NO-BREAK SPACE}"
 
 
@@ -44,6 +48,7 @@ def laid_out(text: str) -> str:
 
 def wrapped(line: str) -> list[str]:
     """One line of code, with its comment, as lines that fit."""
+    line = SAME.sub(r"\g<shape> each", line)
     if len(line) <= WIDTH:
         return [line]
     body = line.lstrip()
@@ -112,6 +117,15 @@ def _wrapped_text(line: str, mark: str) -> list[str]:
     lines = textwrap.wrap(line, WIDTH, initial_indent="", subsequent_indent=f"{indent}{mark}  ",
                           break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
     return [wrapped.replace(HELD, " ") for wrapped in lines]
+
+
+def wrapped_formulas(parts: Sequence[str], width: int) -> list[str]:
+    """Lines of words, in which names stand before their shapes, and perhaps of formulas behind them: none of these is
+    broken."""
+    words, *formulas = parts
+    whole = "  ".join([NAMED_SHAPE.sub(_held, words), *(FORMULA.sub(_held, part) for part in formulas)])
+    lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace(HELD, " ") for line in lines]
 
 
 def _held(formula: re.Match[str]) -> str:

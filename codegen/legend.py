@@ -62,12 +62,14 @@ MEAN = "mean"
 """In front of other prefixes."""
 CHUNKS = ("A loop takes so many samples or columns a turn (chunk= in calls) that what a turn makes stays in the "
           "processor's cache, or within the memory allowed.")
-DIVISOR = "over= is what a sum is divided by: N, times the number P of positions where there are several."
-DIVIDED = re.compile(r"\bover=N \* ")
+DIVISOR = ("over= is what a sum is divided by, N times the number P of positions where there are several; sums without "
+           "it (or alpha=1 / N) are divided where the results are made.")
+DIVIDED = re.compile(r"\bover=N\b")
 ROOTS = "Norms are roots of absolute values, as a sum of inner products may round to below zero, or to -0.0."
 ROOT = re.compile(r"^ *norms\w* = \w+\.abs\(\)", re.M)
-LOOP = re.compile(r"^ *for \w+ in range\(0, .+, \d+\):  # \d+ \w+ a turn\b", re.M)
-"""Over chunks."""
+LOOP = re.compile(r"^ *for \w+ in range\(0, .+, (\d+|chunk\w*)\):  # \w+ \w+ a turn\b|\bchunk=\d", re.M)
+"""Over chunks, here or in a helper."""
+DOCSTRING = re.compile(r'"""(?s:.*?)"""')
 TARGETS = re.compile(r"^ *\(?([A-Za-z_][\w, \[\]]*?)\)?(?:\[.*?\])?(?:: [^=]*)? = ", re.M)
 """What a statement assigns to."""
 NAME = re.compile(r"[A-Za-z_]\w*")
@@ -82,6 +84,7 @@ SUFFIXES: Mapping[str, str] = {
     "placed": "among zeros",
     "scaled": "times a number, or a tensor of fewer numbers",
     "product": "times another tensor",
+    "term": "a factor or a term of it",
     "positive": "of columns with sign +",
     "negative": "of columns with sign -",
     "weighted": "times samples' weights or their roots",
@@ -118,7 +121,8 @@ LETTER = re.compile(r"  # .*\[(?:[^\]]*, )?[a-jl-mo-z]\d*\b")
 def legend(code: str, tables: Collection[str] = (), formulas: Collection[str] = (), where: Where = EVERYWHERE) -> str:
     """On the names that occur in the code and in those of its tables, and on the letters of formulas. What begins with
     `where` a value is, a module called norm, says nothing else."""
-    made = {name for targets in TARGETS.findall(code) for name in NAME.findall(targets)}
+    statements = DOCSTRING.sub("", code)
+    made = {name for targets in TARGETS.findall(statements) for name in NAME.findall(targets)}
     prefixes = {prefix for name in [*tables, *made] if not where.says(name) for prefix in _prefixes(name)}
     found = [f"{prefix}_ {meaning}" for prefix, meaning in LEGEND.items() if prefix in prefixes]
     what = f"Names: {', '.join(found)}. " if found else ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import operator
 import types
 from collections.abc import Callable, Mapping
@@ -15,6 +14,8 @@ import torch.nn.functional as F
 from torch import fx
 from torch._jit_internal import boolean_dispatched
 
+from hbpcompiler.codegen.known_numbers import recognised
+from hbpcompiler.codegen.named_arguments import with_names
 from hbpcompiler.codegen.torch_calls import written
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.kernels import FALLBACKS
@@ -32,11 +33,6 @@ INFIX: Mapping[Any, tuple[str, int]] = {
     operator.or_: ("|", OR),
 }
 PREFIX: Mapping[Any, str] = {operator.neg: "-", operator.invert: "~"}
-
-SMALLEST_SHARE = 1e-9
-"""Of one; smaller numbers are no share of a mean."""
-LARGEST_ROOT = 2**20
-"""Of larger numbers no root is told."""
 
 Text = tuple[str, int]
 Look = Callable[[fx.Node], Text]
@@ -91,10 +87,9 @@ def expression(node: fx.Node, look: Look) -> Text:
             return "[" + ", ".join(show(part) for part in item) + "]"
         if isinstance(item, float) and (item != item or abs(item) == float("inf")):
             return f'float("{item}")'
-        if isinstance(item, float) and (fraction := _fraction(item)):
-            return fraction if strength <= MULTIPLY else f"({fraction})"
-        if isinstance(item, float) and (root := _root(item)):
-            return root if strength <= MULTIPLY else f"({root})"
+        if isinstance(item, float) and (known := recognised(abs(item))):
+            text, binds = (known, MULTIPLY) if item > 0 else (f"-({known})", UNARY)
+            return text if strength <= binds else f"({text})"
         if isinstance(item, int | float) and item < 0 and strength > UNARY:
             return f"({item!r})"
         if isinstance(item, Composite):
@@ -106,7 +101,8 @@ def expression(node: fx.Node, look: Look) -> Text:
     if target == "reshape" and (spelled := _view(node)):
         return f"{show(args[0], ATOM)}.{spelled}", ATOM
     if call.op == "call_method":
-        return f"{show(args[0], ATOM)}.{target}({_arguments(args[1:], call.kwargs, show)})", ATOM
+        call = with_names(call)
+        return f"{show(args[0], ATOM)}.{target}({_arguments(call.args[1:], call.kwargs, show)})", ATOM
     if target is operator.add and args[0] == 0 and meta.is_no_tensor(node):
         return look(args[1])  # a sum's first term; a tensor of booleans would become integers
     if target in INFIX:
@@ -124,29 +120,10 @@ def expression(node: fx.Node, look: Look) -> Text:
     if target is torch.einsum:
         # TorchScript takes the operands as one list.
         return f"torch.einsum({quote(str(args[0]))}, [{', '.join(show(item) for item in args[1:])}])", ATOM
+    call = with_names(call)
     defaults = _defaults(target)
     told = {name: item for name, item in call.kwargs.items() if not (name in defaults and _same(item, defaults[name]))}
-    return f"{function_name(target)}({_arguments(args, told, show)})", ATOM
-
-
-def _fraction(number: float) -> str:
-    """1 / 128 for 0.0078125, the share of one in so many; "" where the number itself is as short, or no such share."""
-    if not SMALLEST_SHARE < number < 1 or 1 / round(1 / number) != number:
-        return ""
-    text = f"1 / {round(1 / number)}"
-    return text if len(text) < len(repr(number)) else ""
-
-
-def _root(number: float) -> str:
-    """8 ** -0.5 for 0.3535533905932738, the root of a size; "" for what is no whole number's, to the last bit."""
-    if not LARGEST_ROOT**-0.5 <= number <= LARGEST_ROOT**0.5:
-        return ""
-    inside = round(1 / number**2 if number < 1 else number**2)
-    if not 1 < inside <= LARGEST_ROOT or math.isqrt(inside) ** 2 == inside:
-        return ""
-    root = inside**0.5
-    texts = {f"{inside} ** 0.5": root, f"{inside} ** -0.5": inside**-0.5, f"1 / {inside} ** 0.5": 1 / root}
-    return next((text for text, same in texts.items() if same == number and len(text) < len(repr(number))), "")
+    return f"{function_name(target)}({_arguments(call.args, told, show)})", ATOM
 
 
 def _view(node: fx.Node) -> str:

@@ -28,6 +28,11 @@ DEEPEST = 2
 PRODUCTS = "T"
 NEGATIVE_PART = "negative_part"
 
+SLOPES, TERM = ("d", "dd"), "term"
+"""Prefixes of local derivatives, and what a factor or a term of one is."""
+OF_SEVERAL = ("product", "quotient")
+"""Suffixes that say nothing of what a tensor meets."""
+
 LAYOUT = frozenset({"flat", "rows", "row", "col", "shaped", "shaped_col", "turned", "spread", "cast", "windows",
                     "entries"})
 """Suffixes that say how a tensor lies and not what it is: the next one takes their place."""
@@ -73,8 +78,18 @@ class Temporaries:
         if _is_product(node):
             return f"{PRODUCTS}_{self.subject(node)}"
         suffix = self._lying(node)
+        if suffix in OF_SEVERAL and (slope := self._slope_of(node)):
+            return f"{slope}_{TERM}"
         base = self._base(node.all_input_nodes[0] if suffix == NEGATIVE_PART else node)  # of -x, which that says itself
         return self._with(base, suffix) if base else suffix
+
+    def _slope_of(self, node: fx.Node) -> str:
+        """The local derivative that a value is a factor or a term of, and nothing else; "" for others."""
+        while len(node.users) == 1:
+            node = next(iter(node.users))
+            if hint := self.hint(node):
+                return hint if hint.partition("_")[0] in SLOPES else ""
+        return ""
 
     def _lying(self, node: fx.Node) -> str:
         """The suffix of a node; with an axis more of what was brought into another shape, both are said, for the tensor

@@ -85,16 +85,16 @@ def _of_torch(node: fx.Node) -> Any:
 def _told(node: fx.Node, packet: Any, places: bool = False) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments that have to be said. Rules' own numbers stay unless `places`: which axis, even if it is usual."""
     args, kwargs = node.args, dict(node.kwargs)
-    fitting = list(_fitting(packet, args, kwargs))
+    meant = list(fitting(packet, args, kwargs))
     for name in reversed(list(kwargs)):
         fewer = {other: item for other, item in kwargs.items() if other != name}
-        if (_is_default(kwargs[name], [_argument(schema, name) for schema in fitting])
-                and list(_fitting(packet, args, fewer)) == fitting):
+        if (_is_default(kwargs[name], [_argument(schema, name) for schema in meant])
+                and list(fitting(packet, args, fewer)) == meant):
             kwargs = fewer
-    while args and not kwargs and (places or args[-1] is None or args[-1] is False):
+    while args and (not kwargs or args[-1] is None) and (places or args[-1] is None or args[-1] is False):
         last = len(args) - 1
-        if not (_is_default(args[-1], [schema.arguments[last] for schema in fitting])
-                and list(_fitting(packet, args[:-1], kwargs)) == fitting):
+        if not (_is_default(args[-1], [schema.arguments[last] for schema in meant])
+                and list(fitting(packet, args[:-1], kwargs)) == meant):
             break
         args = args[:-1]
     return args, kwargs
@@ -125,7 +125,7 @@ def _argument(schema: Any, name: str) -> Any:
     return next(argument for argument in schema.arguments if argument.name == name)
 
 
-def _fitting(packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Any]:
+def fitting(packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Any]:
     """The overloads that may be meant, by the numbers and names of their arguments."""
     for schema in () if packet is None else _schemas(packet):
         own = [argument for argument in schema.arguments if not argument.kwarg_only]

@@ -38,11 +38,13 @@ def elementwise(
     forward: Forward | None = None,
     backward: Backward | None = None,
     cases: Sequence[Case] | None = None,
+    formula: str = "",
 ) -> Rule:
     """The rule of an elementwise operation y = expression(x), with attributes of the operation where it has them.
 
     `first` and `second` replace sympy's derivatives where another form is more stable or needs less saved. `forward`
     defaults to the ATen operation; `backward` is torch's kernel for one cotangent, if it has one that is faster.
+    `formula` says y' in words, for the heading above what is generated: "s (1 - s),  s = sigmoid(x)".
     """
 
     if expression is None and (first is None or second is None):
@@ -90,6 +92,7 @@ def elementwise(
         structure=Structure.ELEMENTWISE,
         derivative=flat if isinstance(first, sympy.Integer) and first == 0 else derivative,
         merged=True,
+        formula=f"d S,  d = y'(x) = {formula};  residual: R = g y''(x)" if formula else "",
         expression=stated,
         cases=settings({}, {}) if cases is None else cases,
     )

@@ -46,6 +46,7 @@ SILU = elementwise(
     second=sigmoid(x) * (1 - sigmoid(x)) * (2 + x * (1 - 2 * sigmoid(x))),
     forward=lambda op: F.silu(op.self),
     backward=lambda op, gradient: torch.ops.aten.silu_backward(gradient, op.self),
+    formula="s (1 + x (1 - s)),  s = sigmoid(x)",
 )
 
 _t, _s = sympy.tanh(softplus(x)), sigmoid(x)
@@ -56,6 +57,7 @@ MISH = elementwise(
     second=_s * (1 - _t**2) * (2 + x * (1 - _s - 2 * _t * _s)),
     forward=lambda op: F.mish(op.self),
     backward=lambda op, gradient: torch.ops.aten.mish_backward(gradient, op.self),
+    formula="t + x s (1 - t^2),  t = tanh(softplus(x)),  s = sigmoid(x)",
 )
 
 
@@ -84,6 +86,7 @@ def _gelu() -> Rule:
         forward=lambda op: F.gelu(op.self, approximate=op.approximate),
         backward=lambda op, gradient: torch.ops.aten.gelu_backward(gradient, op.self, approximate=op.approximate),
         cases=settings({}, {"approximate": "tanh"}),
+        formula="Phi(x) + x phi(x),  phi = Phi', the normal density,  Phi its integral or what torch takes for it",
     )
 
 

@@ -76,7 +76,8 @@ def _softplus(value: Any) -> Any:
 
 
 def _normal_pdf(value: Any) -> Any:
-    return otherwise_called("density", (2 * torch.pi) ** -0.5 * torch.exp(-0.5 * value.square()))
+    exponent = otherwise_called("exponent", -0.5 * value.square())
+    return otherwise_called("density", (2 * torch.pi) ** -0.5 * torch.exp(exponent))
 
 
 def _heaviside(value: Any, middle: Any = 0.5) -> Any:

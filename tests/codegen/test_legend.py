@@ -72,7 +72,17 @@ def test_a_module_that_is_called_as_a_kind_of_result_explains_nothing():
 
 def test_divisors_and_roots_are_explained_where_there_are_some():
     assert "number P of positions" in legend("    B_fc = gram(x, axis=2, over=N * 4)")
-    assert "number P of positions" not in legend("    B_fc = gram(x, axis=2, over=N)")
+    assert "are divided where the results are made" in legend("    B_fc = gram(x, axis=2, over=N)")
+    assert "number P of positions" not in legend("    B_fc = sum_outer(x)")
+    assert "in the processor's cache" in legend("    B_fc = gram(x, axis=2, chunk=1820, over=N)")
+    assert "in the processor's cache" not in legend("    B_fc = gram(x, axis=2, over=N)")
+
+
+def test_what_docstrings_say_is_no_statement():
+    about = '    """conv2d, back, at 2 places.  T = sum_p\n    S[nkop] U[nip], sum_n T, B = sum S S^T"""'
+    text = legend(f"{about}\n    M_x = y")
+    assert "M_ sampled GGN columns" in text
+    assert "S_ GGN columns" not in text
     assert "may round to below zero" in legend("    norms = total_squared_norm_gradient.abs().sqrt()")
 
 

@@ -73,7 +73,8 @@ UNITS: Mapping[Any, str] = {1.0: "", -1.0: "-"}
 MULTIPLE = "v: what the loss multiplies this l_n by"
 BORN = ";  residual: "
 """Divides a rule's formula."""
-ELEMENTWISE = f"d S,  d = y'(x){BORN}R = g y''(x)"
+LOCAL = "d S,  d = y'(x)"
+ELEMENTWISE = f"{LOCAL}{BORN}R = g y''(x)"
 """That of a rule with a local derivative."""
 WIDENED = "diagonals to columns: sqrt|R_k| J^T e_k"
 """What a `Widen` makes of each coordinate of a diagonal."""
@@ -182,7 +183,7 @@ def _crossing(steps: Sequence[Step], rule: Rule) -> Iterator[str]:
     if pulled and back:
         yield f"columns back: {back}"
         if any(step.piece.form == DIAGONAL_FORM for step in pulled if isinstance(step, Pull)):
-            yield "diagonals back: d^2 R" if written == ELEMENTWISE else "diagonals back: likewise, factors squared"
+            yield "diagonals back: d^2 R" if back.startswith(LOCAL) else "diagonals back: likewise, factors squared"
         if any(step.piece.form == MATRIX for step in pulled):
             yield MATRICES
     if any(isinstance(step, Widen) for step in pulled):
