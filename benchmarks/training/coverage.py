@@ -6,16 +6,21 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.training.methods import METHODS
 from benchmarks.training.page import Row
-from benchmarks.training.tasks import PAPER
+from benchmarks.training.tasks import PAPER, UNDEFINED
 
 
 def sentences(rows: Sequence[Row], asked: Mapping[str, Sequence[str]]) -> list[str]:
     """Which grids were tried whole, how many seeds there are, what was timed how often, what was not run."""
-    missing = {row.title: [method for method in asked[row.task] if method not in row.outcomes] for row in rows}
+    missing = {row.title: [method for method in asked[row.task]
+                           if method not in row.outcomes and (row.task, method) not in UNDEFINED] for row in rows}
+    undefined = [f"{_titles([method])} on {row.title}: {UNDEFINED[row.task, method]}"
+                 for row in rows for method in asked[row.task] if (row.task, method) in UNDEFINED]
     rows = [row for row in rows if row.outcomes]
     found = [_grids(rows), *_mostly_whole(rows), _times(rows)]
     if any(missing.values()):
         found.append(f"Not run: {_by_task(missing)}.")
+    if undefined:
+        found.append(f"There is no {'; '.join(undefined)}.")
     there = {row.task for row in rows}
     elsewhere = [task.title for name, task in PAPER.items() if name not in there]
     if elsewhere:

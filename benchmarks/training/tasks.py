@@ -116,6 +116,9 @@ TASKS: dict[str, Task] = {
 }
 """Data at hand: what runs by default."""
 
+UNDEFINED = {("mnist1d_transformer", "kfra"): "its recursion is defined for chains, and there are branches"}
+"""What no optimizer can be run for, by task and optimizer, and why."""
+
 PAPER: dict[str, Task] = {
     "mnist_logreg": Task("LogReg on MNIST", data.torchvision_set("MNIST"), lambda: logreg(784), 128, 50,
                          (*EXACT, "kfra")),

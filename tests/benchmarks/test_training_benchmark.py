@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import hbpcompiler as hbp
 from tests.selection import slow
 
 pytest.importorskip("benchmarks")  # the tests also run where only the wheel is
@@ -21,7 +22,7 @@ from benchmarks.training.plan import Protocol
 from benchmarks.training.results import Outcome, epochs_to, race, worth
 from benchmarks.training.runs import Contestant, Record, Run, saved, train
 from benchmarks.training.seconds import Cost
-from benchmarks.training.tasks import ALL
+from benchmarks.training.tasks import ALL, UNDEFINED
 from tests import fake_sets
 
 TASK = "digits_logreg"
@@ -124,6 +125,19 @@ def test_the_page_says_who_is_ahead():
     assert "none of those with curvature comes to Adam's final training loss" in page.write([behind], {}, [])
     assert "No better at the end than before training: Momentum (4 of 4) seeds." in text
     assert "ahead of tuned Adam by epochs on none of the 1 tasks" in page.write([behind], {}, [])
+
+
+def test_the_page_says_what_is_not_defined_and_the_library_refuses_it():
+    row = dataclasses.replace(row_of(1.5), task="mnist1d_transformer")
+    found = coverage.sentences([row], {row.task: [*row.outcomes, "kfra"]})
+    why = "its recursion is defined for chains, and there are branches"
+    assert f"There is no *KFRA* on Transformer on MNIST-1D: {why}." in found
+    assert not any(text.startswith("Not run") for text in found)
+    for task, method in UNDEFINED:
+        quantity = METHODS[method].title.lower()
+        with pytest.raises(hbp.CompileError, match="defined for chains"):
+            hbp.compile(ALL[task].model(0), quantities=[quantity],
+                        example_inputs=(torch.randn(4, 1, 40), torch.arange(4)))
 
 
 def test_the_page_says_what_its_figures_come_from():
