@@ -164,5 +164,5 @@ def test_a_heading_says_what_is_done_under_it_in_loops_and_outside():
     assert "pooled_R_" in code
     in_loop = code.partition("class Program")[0]
     assert "# 0: conv2d    weight: T = sum_p S[nkop] U[nopi], sum_{nk} T^2;  bias: likewise" in in_loop
-    assert "# 1: silu    columns back: d S,  d = y'(x)\n" in in_loop
+    assert "# 1: silu    columns back: d S,  d = y'(x) = s (1 + x (1 - s)),  s = sigmoid(x)\n" in in_loop
     assert "weight: T = sum_p S[nkop] U[nip]" in headings(model, quantities, images, Y)["0: conv2d"]
