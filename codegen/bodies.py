@@ -79,8 +79,9 @@ def _given(lines: Sequence[str]) -> str:
     for line in lines:
         name, _, shape = line.partition("  # ")
         names.setdefault(shape, []).append(name)
-    said = ", ".join(f"{' and '.join(alike)} {shape}" for shape, alike in names.items())
-    return f" Of {said}." if said else ""
+    said = [f"{', '.join(alike)} {shape} each" if len(alike) > 2 else f"{' and '.join(alike)} {shape}"
+            for shape, alike in names.items()]
+    return f" Of {', '.join(said)}." if said else ""
 
 
 def lengths_of(lines: Sequence[str]) -> tuple[int, ...]:

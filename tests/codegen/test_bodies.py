@@ -1,12 +1,13 @@
 """Functions that differ in names of variables alone are one; what is computed, and what calls give by name, stays."""
 
 import re
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.codegen.bodies import Body, lengths_of, without_names
+from hbpcompiler.codegen.bodies import GIVEN, PLACES, Body, lengths_of, without_names
 
 LINES = ['T = S.sum(0)  # [n, 3, 4]', 'total.add_(T, alpha=1 / N)', 'p[path + ".T"] = T']
 ARGUMENTS = ["total: Tensor", "S: Tensor", "N: int"]
@@ -36,6 +37,22 @@ def test_lengths_in_shapes_that_differ_are_letters():
     text = bodies[0].with_member(bodies[1]).with_member(bodies[0]).text()
     assert "# [n, 3, a]" in text
     assert "# [n, 3, 4]" in bodies[0].text()
+
+
+def test_what_a_function_is_given_has_shapes_that_stay_whole():
+    given = [*(f"x_{number}  # [N, 64, 8, 8]" for number in range(40)), "g  # [N, 1, 4]", "M  # [N, 1, 4]"]
+    about = f"conv2d, back, at {PLACES}.{GIVEN}columns back: S W"
+    body = Body("conv2d_back", tuple(ARGUMENTS), about, tuple(LINES), ("T",), (lengths_of([*LINES, *given]),), 2,
+                tuple(given))
+    text = body.text()
+    assert max(map(len, text.splitlines())) <= 120
+    assert "x_39 [N, 64, 8, 8] each, g and M [N, 1, 4].  columns back: S W\"\"\"" in " ".join(text.split("\n    "))
+    other = [line.replace("[N, 1, 4]", "[N, 1, 5]") for line in given]
+    longer = [line.replace("[N, 1, 4]", "[N, 1, 4, 4]") for line in given]
+    assert "g and M [N, 1, a]" in body.with_member(
+        replace(body, given=tuple(other), lengths=(lengths_of([*LINES, *other]),))).text()
+    assert "Of " not in body.with_member(
+        replace(body, given=tuple(longer), lengths=(lengths_of([*LINES, *longer]),))).text()
 
 
 class Recurrent(nn.Module):
