@@ -159,7 +159,8 @@ def test_sampled_diagonal_of_known_draws(curvature, monkeypatch):
     noise = torch.randint(0, 2, (3, 2, 4)).double() * 2 - 1
     compiled = hbp.compile(model, loss, ["diag_h_mc"], mc_samples=2, curvature=curvature, example_inputs=(X, y),
                            verify=False)
-    monkeypatch.setitem(type(compiled.program).forward.__globals__, "signs_of_samples", lambda *drawn: noise)
+    monkeypatch.setitem(type(compiled.program).forward.__globals__, "signs_of_samples",
+                        lambda *drawn, **numbers: noise)
     found = compiled(X, y).diag_h_mc["0.bias"]
     hidden = torch.tanh(model[1](model[0](X))).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(model[3](hidden), y), hidden)

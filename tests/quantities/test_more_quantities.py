@@ -138,7 +138,8 @@ def test_sampled_residual_of_a_known_draw(monkeypatch):
     noises = [torch.randint(0, 2, (3, 2, 4)).double() * 2 - 1 for _ in range(2)]
     compiled = hbp.compile(model, loss, ["diag_h_mc"], mc_samples=2, example_inputs=(X, y), verify=False)
     drawn = iter(noises)
-    monkeypatch.setitem(type(compiled.program).forward.__globals__, "signs_of_samples", lambda *given: next(drawn))
+    monkeypatch.setitem(type(compiled.program).forward.__globals__, "signs_of_samples",
+                        lambda *given, **numbers: next(drawn))
     found = compiled(X, y).diag_h_mc["0.bias"]
     z = (model[1](model[0](X))).detach().requires_grad_()
     hidden = torch.tanh(z).detach().requires_grad_()

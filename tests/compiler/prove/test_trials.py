@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import programs
+from hbpcompiler.calls import programs
 from hbpcompiler.compiler.prove import trials
 from hbpcompiler.threads import _elsewhere
 
