@@ -145,14 +145,15 @@ def check_alone(function: Composite, given: Sequence[Tensor], at: int, columns: 
     """The derivative of one sample alone is its part of the batch's."""
     twice = [torch.cat([tensor, tensor]) if own else tensor
              for tensor, own in zip(given, function.batched, strict=True)]
+    units = [max([1.0, *own.abs().flatten().tolist()]) for own in columns]
     if function.batched[at]:
         again = pulled_back(function, torch.cat([columns, columns]), twice, at, one_by_one=True)
-        if not close(again, torch.cat([wanted, wanted])):
+        if not close(again, torch.cat([wanted, wanted]), unit=max(units)):
             raise NotDerivableError("it mixes the samples: its derivative depends on how many there are")
     elif function.of_samples:  # what all samples share gets from the batch laid twice what each of them gives, twice
         _, back = vjp(lambda x: function(*twice[:at], x, *twice[at + 1 :]), twice[at])
         for k in range(COLUMNS):
-            if not close(back(torch.cat([columns[:, k], columns[:, k]]))[0], 2 * wanted[:, k].sum(0)):
+            if not close(back(torch.cat([columns[:, k], columns[:, k]]))[0], 2 * wanted[:, k].sum(0), unit=max(units)):
                 raise NotDerivableError("it mixes the samples: its derivative depends on how many there are")
     for n in range(len(columns)):
         alone = [tensor[n : n + 1] if own else tensor for tensor, own in zip(given, function.batched, strict=True)]
@@ -160,7 +161,7 @@ def check_alone(function: Composite, given: Sequence[Tensor], at: int, columns: 
         for k in range(COLUMNS):
             column = columns[n : n + 1, k] if function.of_samples else columns[n, k]
             found = back(column)[0]
-            if not close(found.reshape(wanted[n, k].shape), wanted[n, k]):
+            if not close(found.reshape(wanted[n, k].shape), wanted[n, k], unit=units[n]):
                 raise NotDerivableError("it mixes the samples: the derivative of one sample alone is another one")
 
 
@@ -208,8 +209,9 @@ def _same(make: Callable[[], Any], wanted: Tensor) -> bool:
         return False
 
 
-def close(found: Tensor, wanted: Tensor, scale: float = 0.0) -> bool:
-    """But for rounding of numbers as large as the largest, or of this scale."""
+def close(found: Tensor, wanted: Tensor, scale: float = 0.0, unit: float = 1.0) -> bool:
+    """But for rounding of numbers as large as the largest, or of this scale; and of what cancels to zero, in units of
+    the columns that it is a multiple of."""
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return False
     if not wanted.numel():
@@ -221,4 +223,5 @@ def close(found: Tensor, wanted: Tensor, scale: float = 0.0) -> bool:
     scale = max(scale, float(finite.max()) if finite.numel() else 0.0)
     rounding = torch.finfo(wanted.dtype).eps
     tolerance = rounding**0.5
-    return bool(torch.allclose(found, wanted, rtol=tolerance, atol=tolerance * scale + rounding**0.75, equal_nan=True))
+    return bool(torch.allclose(found, wanted, rtol=tolerance, atol=tolerance * scale + unit * rounding**0.75,
+                               equal_nan=True))
