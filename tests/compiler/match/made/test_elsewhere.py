@@ -226,7 +226,7 @@ def test_whatever_an_operation_raises_of_one_sample_alone_is_why_it_has_no_rule(
 
 
 def test_rounding_of_a_derivative_that_cancels_is_no_meeting_of_samples():
-    """Of a column of 22,147 a zero is known to some 1e-11: processors that take more numbers at once round otherwise."""
+    """Of a column of 22,147 a zero is known to 1e-11: processors that take more numbers at once round otherwise."""
     rounded, zero = torch.tensor([-1.5e-11, 2e-13]).double(), torch.zeros(2).double()
     assert not close(rounded, zero)
     assert close(rounded, zero, unit=22147.0)
