@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -80,32 +80,49 @@ def kfra(
     model: nn.Sequential, loss: Loss, inputs: Sequence[Tensor], target: Any, *, seed: int = 0
 ) -> dict[str, tuple[Tensor | None, Tensor]]:
     """As `kflr`, but the curvature is averaged over the batch at every module of a (nested) nn.Sequential: with M the
-    average at a module's output, the average at its input is mean_n J_n^T M J_n."""
-    leaves = [(path, module) for path, module in model.named_modules() if not isinstance(module, nn.Sequential)]
+    average at a module's output, the average at its input is mean_n J_n^T M J_n.
+
+    Raises ValueError if the model's output is not that of its modules in a row.
+    """
+    leaves = list(_in_a_row(model))
     run = Forward(model, loss, inputs, target, seed)
-    seen, values = {}, [inputs[0]]
+    steps, value = [], inputs[0]
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         seed_global(seed, inputs[0].device)
         for path, module in leaves:
-            given = values[-1].detach().requires_grad_()
-            output = module(given.clone())
-            values[-1:] = [given, output]
-            seen[path] = (module, given.detach(), output)
+            given = value.detach().requires_grad_()
+            value = module(given.clone())
+            steps.append((path, module, given, value))
+    if value.shape != run.output.shape or not torch.allclose(value, run.output, equal_nan=True):
+        raise ValueError("kfra is defined for modules in a row, an nn.Sequential without a forward of its own and "
+                         "without hooks: this model's output is another one than that of its modules, one after another.")
     size = run.output[0].numel()
     blocks = run.curvature.view(run.batch, size, run.batch, size)
     average = torch.stack([blocks[n, :, n, :] for n in range(run.batch)]).sum(0)
     averages: dict[int, Tensor] = {}
-    for (path, _), given in zip(reversed(leaves), reversed(values[:-1]), strict=True):
-        output = seen[path][2]
+    for _, _, given, output in reversed(steps):
         averages[id(output)] = average
         rows = jacobian(output, given).view(run.batch, output[0].numel(), run.batch, given[0].numel())
         each = [rows[n, :, n, :] for n in range(run.batch)]
         times = average.new_ones(run.batch) if run.weights is None else run.weights / run.weights.mean()
         average = torch.stack([w * row.T @ average @ row for w, row in zip(times.type_as(average), each, strict=True)]
                               ).mean(0)
-    layers = {path: item for path, item in seen.items() if isinstance(item[0], nn.Linear | nn.modules.conv._ConvNd)}
+    layers = [step for step in steps if isinstance(step[1], nn.Linear | nn.modules.conv._ConvNd)]
+    uses = Counter(_weight(module) for _, module, _, _ in layers)
+    seen = {path: (module, given.detach(), output)
+            for path, module, given, output in layers if uses[_weight(module)] == 1}
     # One entry that stands for the sum over samples: the average is the same for all of them.
-    return _factors(run, layers, lambda output: averages[id(output)].unsqueeze(0))
+    return _factors(run, seen, lambda output: averages[id(output)].unsqueeze(0))
+
+
+def _in_a_row(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The modules that an nn.Sequential calls one after another, those of nested ones in their place."""
+    if type(module).forward is not nn.Sequential.forward:
+        yield path, module
+        return
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _in_a_row(child, f"{path}.{name}" if path else name)
 
 
 def _factors(run: Forward, seen: Seen, pulled: Callable[[Tensor], Tensor], reduce: bool = False, joint: bool = False,
