@@ -132,7 +132,7 @@ def of_trace(text: str, batch: Batch) -> str:
     if "__format__" in text:
         return ("; it writes a text of a tensor's value, or of the batch's size, which are numbers in a call alone: "
                 "leave out what prints them, print outside of model and loss, or print the tensor itself, print(t)")
-    if "SymInt" in text or "SymFloat" in text:
+    if "SymInt" in text or "SymFloat" in text or "numpy.object_" in text:  # numpy's array of such numbers
         return f"; it makes a plain number of the batch's size. {OF_SIZES}"
     if re.search(r"\bN\b.*//", text):
         return ("; it cuts the samples into parts (chunk, split, unfold along axis 0), which are not as long as each "

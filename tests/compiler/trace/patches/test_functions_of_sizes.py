@@ -76,6 +76,7 @@ OTHERS = {
     "exp": lambda x: math.exp(-x.shape[0]),
     "by its own name": lambda x: log(len(x)),
     "numpy": lambda x: float(np.log(len(x))),
+    "numpy's range": lambda x: torch.tensor(np.arange(len(x))).unsqueeze(1),
     "logspace": lambda x: torch.logspace(0, 1, len(x)).unsqueeze(1),
 }
 
