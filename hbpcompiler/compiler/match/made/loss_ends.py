@@ -74,7 +74,8 @@ def _inputs(ending: Sequence[Operation], graph: Graph) -> Mapping[str, Value]:
         if misplaced(value) or not (value.batched or known):
             raise NotDerivableError(f"the loss's end reads {value.name}, which has no sample axis in front")
         if value.batched and not (value.floating or value.dtype is torch.bool):
-            raise NotDerivableError("how it counts the samples may depend on their labels")
+            raise NotDerivableError("how it counts the samples may depend on their labels; let the operation return a "
+                                    "loss for each sample, and take the mean behind it, each(output, target).mean()")
     slots = ["x", *(f"x{number + 2}" for number in range(len(read)))]
     return dict(zip(slots, read.values(), strict=False))
 
