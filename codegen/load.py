@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hbpcompiler.cache import cache_folder, store
+from hbpcompiler.system.cache import cache_folder, store
 
 
 def write(code: str) -> Path:

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hbpcompiler.checksums import Checksums
 from hbpcompiler.errors import InputError, listing
+from hbpcompiler.system.checksums import Checksums
 
 MOST_NAMES = 10
 

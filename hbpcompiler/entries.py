@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.errors import BatchDoesNotFitError, InputError, TotalWarning
+from hbpcompiler.system.callers import level_of_caller
 
 BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 OF_SCORES = "pass prepare=lambda batch: (batch[0], batch[1])"

@@ -22,7 +22,7 @@ from hbpcompiler.quantities import QUANTITIES, Chosen
 from hbpcompiler.quantities.spellings import with_the_closest
 from hbpcompiler.rule.registry import Registry, with_rules
 from hbpcompiler.schemes import HESSIAN, SCHEMES
-from hbpcompiler.threads import trainable_of
+from hbpcompiler.system.threads import trainable_of
 from hbpcompiler.tied_names import OTHER_NAME, tied_elsewhere
 
 CURVATURE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hbpcompiler as hbp
-from hbpcompiler import cache
 from hbpcompiler.compiler.trace import checks
+from hbpcompiler.system import cache
 from tests.agreement import close
 from tests.selection import slow
 
@@ -268,7 +268,7 @@ def test_torch_s_compiler_is_not_imported_before_it_is_asked():
 
 @slow("a process for one line")
 def test_the_temporary_folder_goes_with_the_process():
-    code = ("from hbpcompiler import cache; import warnings; warnings.simplefilter('ignore');"
+    code = ("from hbpcompiler.system import cache; import warnings; warnings.simplefilter('ignore');"
             "print(cache.temporary_folder('why'))")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert found

@@ -24,7 +24,7 @@ from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import NoTermsError, NothingChosenError
-from hbpcompiler.seeded import seed_global
+from hbpcompiler.system.seeded import seed_global
 
 LOSSES = "batch_loss"
 

@@ -18,9 +18,9 @@ from hbpcompiler.accumulate.partial import Partials
 from hbpcompiler.accumulate.settings import around, settings_of
 from hbpcompiler.accumulate.sums import Key, Sums
 from hbpcompiler.accumulate.weigh import Weight
-from hbpcompiler.digest import bytes_of, digest_of, digest_of_tree
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
+from hbpcompiler.system.digest import bytes_of, digest_of, digest_of_tree
 from hbpcompiler.values import Stored
 from hbpcompiler.version import __version__
 

@@ -19,7 +19,7 @@ from hbpcompiler.arguments import without_weights
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.threads import TRACING
+from hbpcompiler.system.threads import TRACING
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.program.by_sample import draws_of
 from hbpcompiler.compiler.program.nodes import called
 from hbpcompiler.errors import TotalWarning, listing
+from hbpcompiler.system.callers import level_of_caller
 
 CUT = (2, 4)
 """Rows of the two parts: a reversed order gives the first row another draw in them than in the whole."""

@@ -29,14 +29,14 @@ from hbpcompiler.accumulate.ranks import Ranks
 from hbpcompiler.accumulate.same_model import SameModel
 from hbpcompiler.accumulate.sums import Sums
 from hbpcompiler.accumulate.total import Total
-from hbpcompiler.callers import level_of_caller
-from hbpcompiler.checksums import Checksums
 from hbpcompiler.compiled import Compiled
-from hbpcompiler.digest import digest_of, digest_of_tree
 from hbpcompiler.entries import advice_for, not_cut, warn_of_optional
 from hbpcompiler.errors import InputError, InputTypeError, TotalWarning
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.quantities import QUANTITIES, SPREAD
+from hbpcompiler.system.callers import level_of_caller
+from hbpcompiler.system.checksums import Checksums
+from hbpcompiler.system.digest import digest_of, digest_of_tree
 
 DTYPES = (torch.float64, torch.float32)
 MEANING = ("curvature", "mc_samples", "curvature_dtype", "joint_bias", "clipping")

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from hbpcompiler.accumulate.sums import Sums
-from hbpcompiler.callers import has_stderr
+from hbpcompiler.system.callers import has_stderr
 
 
 class Progress:

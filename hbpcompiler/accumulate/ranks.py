@@ -18,8 +18,8 @@ from hbpcompiler.accumulate.counts import check_counted, counts_among
 from hbpcompiler.accumulate.sums import MEANS, Key, Sums, check_together, dtype_of
 from hbpcompiler.accumulate.weigh import Weight
 from hbpcompiler.errors import InputError, RankError, listing
-from hbpcompiler.group import place_in, waiting
 from hbpcompiler.limits import DEFAULT_LIMITS, Limits
+from hbpcompiler.system.group import place_in, waiting
 from hbpcompiler.values import Stored
 
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from hbpcompiler.accumulate.checkpoint import Header, changed, frozen_of, modes_of
 from hbpcompiler.accumulate.settings import settings_of
-from hbpcompiler.checksums import Checksums
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.errors import InputError, listing
 from hbpcompiler.guards import State
+from hbpcompiler.system.checksums import Checksums
 
 
 class SameModel:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler.digest import digest_of
 from hbpcompiler.guards.ambient import ambient, device_types
 from hbpcompiler.guards.atoms import of_library
+from hbpcompiler.system.digest import digest_of
 
 SHOWN = 60
 """Signs of a module's description that a difference shows, before a hash of all of it."""

@@ -9,7 +9,6 @@ import warnings
 import torch
 
 from hbpcompiler.accumulate.cut import Cut
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.match.losses.endings import adding_numbers
 from hbpcompiler.compiler.match.operation import aten
@@ -18,6 +17,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.fx_graph.numbers import has_batchs_size
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.errors import TotalWarning, listing
+from hbpcompiler.system.callers import level_of_caller
 
 MOST = 16
 """Rows that are tried at once: many enough that a most frequent label, or a share of one, differs in their parts."""

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from hbpcompiler.accumulate.checkpoint import Header, fingerprint, read, write
 from hbpcompiler.accumulate.combine import combined
 from hbpcompiler.accumulate.sums import Sums, dtype_of
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
 from hbpcompiler.quantities import QUANTITIES
+from hbpcompiler.system.callers import level_of_caller
 from hbpcompiler.values import Stored
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from hbpcompiler.accumulate.cut import Cut
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import TotalWarning, listing
+from hbpcompiler.system.callers import level_of_caller
 
 ROWS = 16
 """Of a batch, which are laid as often as there are samples needed."""

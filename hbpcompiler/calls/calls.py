@@ -32,7 +32,7 @@ from hbpcompiler.compiler.trace.checks import check_batch
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.options import Options
 from hbpcompiler.result import Result
-from hbpcompiler.seeded import seeded
+from hbpcompiler.system.seeded import seeded
 
 
 class Calls(Programs, ABC):

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from hbpcompiler import schemes
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.match.matched import Matched
 from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.match.samples.meetings import meetings_of
@@ -20,6 +19,7 @@ from hbpcompiler.options import Options
 from hbpcompiler.quantities import GGN, QUANTITIES
 from hbpcompiler.rule import LossRule, Rule, Structure
 from hbpcompiler.rule.registry import AnyRule
+from hbpcompiler.system.callers import level_of_caller
 
 
 def warn_of_hooks(model: nn.Module, loss: Callable[..., Tensor], options: Options) -> None:

@@ -8,7 +8,6 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.codegen.conditions import between_lengths
 from hbpcompiler.compiler.any_length import Program, beyond, for_any_length
 from hbpcompiler.compiler.at_length import At, ModelAt, model_at, stages_at
@@ -26,6 +25,7 @@ from hbpcompiler.errors import HbpError, InputError, LengthsWarning, ProofError
 from hbpcompiler.guards import Guards, State
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.options import Options
+from hbpcompiler.system.callers import level_of_caller
 
 ATTEMPTS = 2
 """So often one program is tried in vain for the same axes, from another first length each time; and so many are kept

@@ -11,7 +11,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hbpcompiler.callers import has_stderr, level_of_caller
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.cost.figures import DEFAULTS
 from hbpcompiler.compiler.cost.rounds import Reporting, rounds_of
@@ -19,6 +18,7 @@ from hbpcompiler.compiler.stages import STAGES
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import LongCallWarning, listing
 from hbpcompiler.quantities import SAMPLED
+from hbpcompiler.system.callers import has_stderr, level_of_caller
 
 IMAGE_AXES = 4
 """Of a batch of images, the last two of which are height and width."""

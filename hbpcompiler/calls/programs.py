@@ -20,7 +20,6 @@ from hbpcompiler.arguments import (
     without_weights,
 )
 from hbpcompiler.block_product import block_diagonal, meetings
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.calls.doubts import warn_if_indefinite, warn_of_hooks, warn_of_losses, warn_of_meetings
 from hbpcompiler.calls.empty import UNKNOWN, result_of_none
 from hbpcompiler.calls.into import Into
@@ -52,7 +51,8 @@ from hbpcompiler.guards.ambient import without_autocast
 from hbpcompiler.guards.queues import queues_noted
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.options import FULL, Options, check_model
-from hbpcompiler.threads import alone, traced, undisturbed
+from hbpcompiler.system.callers import level_of_caller
+from hbpcompiler.system.threads import alone, traced, undisturbed
 
 NEGATIVE = "weights of the loss are negative"
 """What a program says (see `rule.idioms`)."""

@@ -31,7 +31,7 @@ from hbpcompiler.compiler.trace.conditions.layouts import Order
 from hbpcompiler.compiler.trace.conditions.sizes import Sizes
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.errors import InputError, UnsupportedOpError
-from hbpcompiler.threads import TRACING
+from hbpcompiler.system.threads import TRACING
 from hbpcompiler.values import Stored
 
 PYTHON = "python"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.curvature.symmetric import Eigen, Symmetric
-from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, RankError, listing
-from hbpcompiler.group import place_in, waiting
+from hbpcompiler.system.digest import digest_of
+from hbpcompiler.system.group import place_in, waiting
 
 
 class _Told(NamedTuple):

@@ -13,9 +13,9 @@ from hbpcompiler.accumulate.checkpoint import read_file, write_file
 from hbpcompiler.accumulate.ranks import Ranks
 from hbpcompiler.curvature.spread import eigenvectors
 from hbpcompiler.curvature.symmetric import Symmetric, symmetrised
-from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import HbpError, InputError, RankError, listing
-from hbpcompiler.group import waiting
+from hbpcompiler.system.digest import digest_of
+from hbpcompiler.system.group import waiting
 
 FORMAT = "hbpcompiler bases 2"
 

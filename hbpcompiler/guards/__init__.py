@@ -7,6 +7,6 @@ so that a call can see in a few microseconds that nothing has moved (`watched`).
 """
 
 from hbpcompiler.guards.guards import Guards, State
-from hbpcompiler.threads import TRACING
+from hbpcompiler.system.threads import TRACING
 
 __all__ = ["TRACING", "Guards", "State"]

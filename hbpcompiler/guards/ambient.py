@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hbpcompiler.threads import function_modes
+from hbpcompiler.system.threads import function_modes
 
 _any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 """Whether it is on for some type of device: much faster than to ask for one by its name."""

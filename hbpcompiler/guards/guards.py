@@ -11,8 +11,8 @@ from hbpcompiler.guards import memory
 from hbpcompiler.guards.ambient import Ambient, ambient, around_traces, autocasts, device_types
 from hbpcompiler.guards.draws import refuse_draws
 from hbpcompiler.guards.walk import Walk
-from hbpcompiler.modes import FunctionMode
-from hbpcompiler.threads import TRACING
+from hbpcompiler.system.modes import FunctionMode
+from hbpcompiler.system.threads import TRACING
 
 Result = TypeVar("Result")
 _READERS = frozenset({"item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__", "__array__",

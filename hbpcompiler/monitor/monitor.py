@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
@@ -35,7 +34,8 @@ from hbpcompiler.monitor.watching import Watching
 from hbpcompiler.options import check_model
 from hbpcompiler.result import Result
 from hbpcompiler.runs import Run
-from hbpcompiler.threads import Lock
+from hbpcompiler.system.callers import level_of_caller
+from hbpcompiler.system.threads import Lock
 from hbpcompiler.wrappers import unwrapped
 
 FORMAT = "hbpcompiler monitor 1"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hbpcompiler.modes import FunctionMode
+from hbpcompiler.system.modes import FunctionMode
 
 BILINEAR = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d)
 """Of an input, a weight, perhaps a bias, and numbers."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hbpcompiler.errors import OptionError, OptionTypeError, listing
 from hbpcompiler.patterns import fits, fitting
-from hbpcompiler.threads import trainable_of
+from hbpcompiler.system.threads import trainable_of
 from hbpcompiler.tied_names import OTHER_NAME, tied_elsewhere
 
 GGN, HESSIAN, EMPIRICAL, SAMPLED = "ggn", "hessian", "fisher_empirical", "fisher_sampled"

@@ -20,7 +20,7 @@ from hbpcompiler.compiler.trace.checks import complaint_of
 from hbpcompiler.compiler.trace.containers import Structure
 from hbpcompiler.compiler.trace.with_state import derivatives_in, holding, in_one_piece, leaves_of, ordinary_mode
 from hbpcompiler.errors import BatchDoesNotFitError, HbpError
-from hbpcompiler.threads import TRACING
+from hbpcompiler.system.threads import TRACING
 
 Found = TypeVar("Found")
 FEW = 2

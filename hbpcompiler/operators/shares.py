@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 from torch import nn
 
 from hbpcompiler.compiler.trace.batch import Batch
-from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError
 from hbpcompiler.guards import Guards
 from hbpcompiler.operators.data import Data
@@ -17,6 +16,7 @@ from hbpcompiler.operators.options import EMPIRICAL
 from hbpcompiler.operators.passes import Passes
 from hbpcompiler.operators.sample_axes import SampleAxes
 from hbpcompiler.operators.scales import Scales, scales_of
+from hbpcompiler.system.digest import digest_of
 
 Found = TypeVar("Found")
 Weighted = Iterator[tuple[int, Batch, float]]

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.errors import InputError, NotFiniteWarning, listing
 from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.settings import Checked
 from hbpcompiler.optim.together import Together, all_finite
 from hbpcompiler.options import check_model
-from hbpcompiler.threads import TRACING, alone, trainable_of
+from hbpcompiler.system.callers import level_of_caller
+from hbpcompiler.system.threads import TRACING, alone, trainable_of
 from hbpcompiler.wrappers import unwrapped
 
 OWN = "hbpcompiler"

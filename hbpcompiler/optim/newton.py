@@ -16,7 +16,7 @@ from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.settings import Checked, options_of_compile
 from hbpcompiler.optim.together import all_finite
 from hbpcompiler.spectra import CompiledSpectrum, Spectrum, bootstrap, spectrum
-from hbpcompiler.threads import trainable_of
+from hbpcompiler.system.threads import trainable_of
 
 
 class Newton(CurvatureOptimizer):

@@ -19,7 +19,7 @@ from hbpcompiler.optim.settings import Checked, options_of_compile
 from hbpcompiler.optim.together import Together, all_finite
 from hbpcompiler.options import check_model
 from hbpcompiler.patterns import fitting
-from hbpcompiler.threads import trainable_of
+from hbpcompiler.system.threads import trainable_of
 from hbpcompiler.tied_names import tied_elsewhere
 from hbpcompiler.wrappers import unwrapped
 

@@ -21,7 +21,7 @@ from hbpcompiler.optim.kinds import Kind, embedded, with_factors
 from hbpcompiler.optim.together import Part, Together
 from hbpcompiler.quantities import OF_LOSS, QUANTITIES
 from hbpcompiler.result import Result
-from hbpcompiler.threads import trainable_of
+from hbpcompiler.system.threads import trainable_of
 from hbpcompiler.values import Stored
 
 Gradient = dict[str, Tensor]

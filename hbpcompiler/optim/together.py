@@ -23,11 +23,11 @@ from hbpcompiler.compiled import Compiled
 from hbpcompiler.compiler.built import Built
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.checks import check_batch
-from hbpcompiler.digest import digest_of
 from hbpcompiler.ekfac.bases import agreed
 from hbpcompiler.errors import HbpError, InputError, NoTermsError, RankError
-from hbpcompiler.group import waiting
 from hbpcompiler.quantities import OF_LOSS
+from hbpcompiler.system.digest import digest_of
+from hbpcompiler.system.group import waiting
 
 Found = TypeVar("Found")
 NOT_HERE = "the step failed"

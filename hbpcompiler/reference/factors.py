@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler.seeded import seed_global
+from hbpcompiler.system.seeded import seed_global
 
 from .forward import Forward, Inputs, Loss, derivative, jacobian
 
@@ -95,7 +95,7 @@ def kfra(
             steps.append((path, module, given, value))
     if value.shape != run.output.shape or not torch.allclose(value, run.output, equal_nan=True):
         raise ValueError("kfra is defined for modules in a row, an nn.Sequential without a forward of its own and "
-                         "without hooks: this model's output is another one than that of its modules, one after another.")
+                         "without hooks: this model's output is another one than its modules' in a row.")
     size = run.output[0].numel()
     blocks = run.curvature.view(run.batch, size, run.batch, size)
     average = torch.stack([blocks[n, :, n, :] for n in range(run.batch)]).sum(0)

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
 from hbpcompiler.rules.shared.twice import right_derivatives
-from hbpcompiler.seeded import seed_global
+from hbpcompiler.system.seeded import seed_global
 
 Loss = Callable[..., Tensor]
 Inputs = Sequence[Tensor] | Mapping[str, Any]

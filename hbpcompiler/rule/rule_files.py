@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.errors import OptionError, RuleError, RuleWarning, listing
 from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.rule import LossRule, ModuleRule, Rule
+from hbpcompiler.system.callers import level_of_caller
 
 ENTRY_POINTS = "hbpcompiler.rules"
 TORCHS_OWN = ("aten", "prims")

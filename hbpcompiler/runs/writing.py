@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.errors import InputError, LogWarning
 from hbpcompiler.runs.lines import encoded
 from hbpcompiler.runs.reading import FORMAT, VERSION, Run, read
+from hbpcompiler.system.callers import level_of_caller
 
 
 class Log:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.rule import Case, LossRule, Rule, Structure
-from hbpcompiler.seeded import seed_cpu
+from hbpcompiler.system.seeded import seed_cpu
 from hbpcompiler.testing.setting import Setting
 
 _NUMBERS = ("float", "number", "Optional[float]", "Optional[number]")

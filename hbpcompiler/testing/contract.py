@@ -18,7 +18,7 @@ from hbpcompiler.rule.decomposition import Decomposition
 from hbpcompiler.rule.functions import R
 from hbpcompiler.rule.position_columns import positionwise, some_positionwise
 from hbpcompiler.rule.unchanged import changing_nothing
-from hbpcompiler.seeded import seed_cpu
+from hbpcompiler.system.seeded import seed_cpu
 from hbpcompiler.testing.attributes import further_cases
 from hbpcompiler.testing.brute_force import hessian, moved, pull_back
 from hbpcompiler.testing.compare import close, flat, in_chunks, residual_matrix

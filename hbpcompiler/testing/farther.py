@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hbpcompiler.rule import Case, Factor, LossRule, Op, Pieces, Rule
 from hbpcompiler.rule.decomposition import Decomposition
-from hbpcompiler.seeded import seed_cpu
+from hbpcompiler.system.seeded import seed_cpu
 from hbpcompiler.testing.brute_force import hessian, pull_back
 from hbpcompiler.testing.compare import close, residual_matrix
 from hbpcompiler.testing.parameters import check_parameter

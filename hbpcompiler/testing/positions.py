@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.rule import Case, LossRule
-from hbpcompiler.seeded import seed_cpu
+from hbpcompiler.system.seeded import seed_cpu
 from hbpcompiler.testing.brute_force import hessian
 from hbpcompiler.testing.compare import close, residual_matrix
 from hbpcompiler.testing.setting import SAMPLES, Setting

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.rule import Case, LossRule, Op, Rule, computed
-from hbpcompiler.seeded import seed_cpu
+from hbpcompiler.system.seeded import seed_cpu
 from hbpcompiler.testing.overloads import overload_of
 
 SAMPLES = 3

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.rule import Case, Diagonal, Factor, Rule
-from hbpcompiler.seeded import seed_cpu
+from hbpcompiler.system.seeded import seed_cpu
 from hbpcompiler.testing.setting import SAMPLES, Setting
 
 TOLERANCE = 1e-3

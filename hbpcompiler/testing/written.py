@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from hbpcompiler.rule import Case
 from hbpcompiler.rule.decomposition import Decomposition
-from hbpcompiler.seeded import seed_cpu
+from hbpcompiler.system.seeded import seed_cpu
 from hbpcompiler.testing.farther import at_places, close_where_finite
 from hbpcompiler.testing.preconditions import check_taken
 from hbpcompiler.testing.setting import SAMPLES, Setting

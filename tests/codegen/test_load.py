@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hbpcompiler.cache import cache_folder, store
 from hbpcompiler.codegen.definitions import definitions
 from hbpcompiler.codegen.load import load, program, write
 from hbpcompiler.compiler.program.products import onednn_linear, product_over_pixels
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.errors import CompileError
+from hbpcompiler.system.cache import cache_folder, store
 
 CODE = "class Program:\n    def __call__(self):\n        return 42\n"
 

@@ -21,7 +21,7 @@ SHARED = ["routes", "program", "cost", "tune"]
 RULES = {"rule", "errors"}
 TERMS = RULES | {"quantities", "schemes", "limits", "clipping", "compiler.trace"}
 """What every stage may know: the rules' vocabulary, the quantities, the limits, the traced graph."""
-MATCHING = TERMS | {"elementwise", "rules.shared", "seeded"}
+MATCHING = TERMS | {"elementwise", "rules.shared", "system"}
 TRACE = ["source", "patches", "refusals", "fx_graph", "conditions", "rows"]
 """The folders of trace, which for all others is one package; each imports only those in front of it."""
 MATCH = ["operation", "samples", "parameters", "made", "losses"]
@@ -29,29 +29,30 @@ MATCH = ["operation", "samples", "parameters", "made", "losses"]
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(), "dense": set(), "version": set(), "patterns": set(), "values": set(),
     "quantities": {"errors", "clipping", "patterns"},
-    "checksums": set(), "changes": {"errors", "checksums"},
-    "result": {"errors", "quantities", "values", "changes"}, "group": {"errors"},
-    "digest": set(), "curvature": {"errors", "quantities", "values", "group", "digest", "patterns"},
+    "changes": {"errors", "system"},
+    "result": {"errors", "quantities", "values", "changes"}, "system": {"errors"},
+    "curvature": {"errors", "quantities", "values", "system", "patterns"},
     "arguments": {"errors", "quantities", "clipping"},
-    "callers": set(), "modes": set(), "threads": {"errors"}, "tied_names": {"patterns"}, "runs": {"errors", "callers"},
+    "tied_names": {"patterns"}, "runs": {"errors", "system"},
     "report.verdicts": {"report"}, "report.instruments": {"report", "report.verdicts"},
     "report": {"errors", "version", "runs", "report.instruments", "report.verdicts"},
-    "cache": {"errors"}, "guards": {"errors", "threads", "modes"}, "seeded": {"errors", "threads"},
+    "guards": {"errors", "system"},
     "limits": {"errors"},
     "schemes": {"errors", "quantities"}, "clipping": set(),
     "options": RULES | {"dense", "quantities", "schemes", "limits", "clipping", "tied_names", "patterns",
-                        "threads"},
-    "rule": {"errors", "callers"}, "elementwise": RULES, "rules.shared": RULES,
+                        "system"},
+    "rule": {"errors", "system"}, "elementwise": RULES, "rules.shared": RULES,
     "rules": RULES | {"elementwise", "rules.shared"},
-    "testing": RULES | {"elementwise", "seeded"},
-    "compiler.trace": RULES | {"rules.shared", "dense", "callers", "threads", "modes",
+    "testing": RULES | {"elementwise", "system"},
+    "compiler.trace": RULES | {"rules.shared", "dense", "system",
                               *(f"compiler.trace.{name}" for name in TRACE)},
     "compiler.trace.source": {"compiler.trace"},
     "compiler.trace.patches": RULES | {"rules.shared", "compiler.trace.source"},
-    "compiler.trace.refusals": {"errors", "modes", "compiler.trace", "compiler.trace.source", "compiler.trace.patches"},
+    "compiler.trace.refusals": {"errors", "system", "compiler.trace",
+                                *(f"compiler.trace.{name}" for name in TRACE[:2])},
     "compiler.trace.fx_graph": RULES | {"rules.shared", "compiler.trace", "compiler.trace.source"},
     "compiler.trace.conditions": {"rules.shared", *(f"compiler.trace.{name}" for name in TRACE[:4])},
-    "compiler.trace.rows": {"errors", "modes", "rules.shared", *(f"compiler.trace.{name}" for name in TRACE[:5])},
+    "compiler.trace.rows": {"errors", "system", "rules.shared", *(f"compiler.trace.{name}" for name in TRACE[:5])},
     "compiler.match": MATCHING | {f"compiler.match.{name}" for name in MATCH},
     "compiler.match.operation": MATCHING,
     "compiler.match.samples": MATCHING | {"compiler.match.operation"},
@@ -66,12 +67,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "compiler.derive": TERMS | {"arguments", "compiler.match", "compiler.plan", "compiler.routes", "compiler.program"},
     "compiler.optimise": {"limits", "rules.shared", "compiler.program", "compiler.cost"},
     "compiler.lengths": TERMS | {"compiler.match", "compiler.program"},
-    "codegen": {"rule", "rules.shared", "quantities", "arguments", "cache", "limits", "compiler.trace",
+    "codegen": {"rule", "rules.shared", "quantities", "arguments", "system", "limits", "compiler.trace",
                 "compiler.program"},
-    "compiler.tune": TERMS | {"cache", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
-    "compiler.prove": TERMS | {"rules.shared", "arguments", "options", "reference", "values", "seeded",
-                               "patterns", "threads", "modes", "compiler.match", "compiler.plan", "compiler.derive"},
-    "compiler": TERMS | {"arguments", "options", "threads", "values", "version", "codegen",
+    "compiler.tune": TERMS | {"system", "codegen", *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
+    "compiler.prove": TERMS | {"rules.shared", "arguments", "options", "reference", "values", "system",
+                               "patterns", "compiler.match", "compiler.plan", "compiler.derive"},
+    "compiler": TERMS | {"arguments", "options", "system", "values", "version", "codegen",
                          *(f"compiler.{name}" for name in (*STAGES, *SHARED))},
 }
 """By package, what its files import besides each other. Files of the face that are not listed may import all."""
@@ -228,7 +229,7 @@ def test_no_test_patches_a_constant() -> None:
     patches = """
 from benchmarks import timing
 monkeypatch.setattr(cache, "SOME_BYTES", 0)
-monkeypatch.setattr("hbpcompiler.cache.MOST", 0)
+monkeypatch.setattr("hbpcompiler.system.cache.MOST", 0)
 with mock.patch.object(cache, "LEAST", 0): timing.SHORTEST = 0.0
 timing.LONGEST += 1
 own.SCALE = 1

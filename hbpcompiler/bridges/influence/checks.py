@@ -16,12 +16,12 @@ from hbpcompiler.accumulate.checkpoint import fingerprint, loss_text, modes_of
 from hbpcompiler.accumulate.settings import in_words, settings_of
 from hbpcompiler.bridges.influence.queries import Inverse
 from hbpcompiler.bridges.influence.shards import ORDERS
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Curvature
-from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
 from hbpcompiler.operators import Operator
+from hbpcompiler.system.callers import level_of_caller
+from hbpcompiler.system.digest import digest_of
 from hbpcompiler.values import Values
 from hbpcompiler.version import __version__
 

@@ -15,8 +15,8 @@ from hbpcompiler.accumulate.batches import batches_from, length_of
 from hbpcompiler.bridges.influence.parts import Folder, Part
 from hbpcompiler.bridges.influence.samples import Counted, Item, Samples
 from hbpcompiler.bridges.influence.shards import Rows
-from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError
+from hbpcompiler.system.digest import digest_of
 
 
 @dataclass(frozen=True)

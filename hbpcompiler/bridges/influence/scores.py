@@ -20,11 +20,11 @@ from hbpcompiler.bridges.influence.samples import Counted, Item, Samples
 from hbpcompiler.bridges.influence.shards import STRIDED, Rows, together
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Curvature
-from hbpcompiler.digest import digest_of
 from hbpcompiler.errors import InputError, UnusedParametersWarning, listing
 from hbpcompiler.limits import DEFAULT_LIMITS
 from hbpcompiler.quantities import DIRECTIONS
 from hbpcompiler.spectra.phases import escaped
+from hbpcompiler.system.digest import digest_of
 
 PASS_BYTES = 2**30
 """Of the queries' vectors that are kept while the training data go by."""

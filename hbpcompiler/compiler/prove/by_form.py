@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hbpcompiler.rules.shared.torch_operations import DRAWN_APART
-from hbpcompiler.seeded import seed_global
+from hbpcompiler.system.seeded import seed_global
 
 Form = tuple[Any, ...]
 _FIRST = 2**40

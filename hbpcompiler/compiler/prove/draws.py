@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hbpcompiler.compiler.prove.by_form import ByForm
-from hbpcompiler.threads import TRACING
+from hbpcompiler.system.threads import TRACING
 
 
 @dataclass(frozen=True)

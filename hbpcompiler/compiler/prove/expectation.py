@@ -18,7 +18,7 @@ from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.prove.own_step import copied_buffers, forward, unchanged
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.with_state import ordinary_mode
-from hbpcompiler.seeded import seed_global
+from hbpcompiler.system.seeded import seed_global
 
 RUNS = 64
 FIRST = 16

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from hbpcompiler.modes import FunctionMode
+from hbpcompiler.system.modes import FunctionMode
 
 
 class TensorHooks(FunctionMode):

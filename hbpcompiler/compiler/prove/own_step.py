@@ -30,7 +30,7 @@ from hbpcompiler.compiler.trace.with_state import (
     loss_at,
     ordinary_mode,
 )
-from hbpcompiler.threads import alone
+from hbpcompiler.system.threads import alone
 
 Loss = Callable[..., Tensor]
 Found = TypeVar("Found")

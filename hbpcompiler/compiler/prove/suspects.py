@@ -26,9 +26,9 @@ from hbpcompiler.compiler.trace.refusals.listed import held_elsewhere
 from hbpcompiler.compiler.trace.source.custom_functions import STRAIGHT
 from hbpcompiler.compiler.trace.source.source import FRAME, LIBRARY
 from hbpcompiler.compiler.trace.with_state import ordinary_mode
-from hbpcompiler.modes import FunctionMode
 from hbpcompiler.rule.registry import Registry
-from hbpcompiler.threads import function_modes
+from hbpcompiler.system.modes import FunctionMode
+from hbpcompiler.system.threads import function_modes
 
 _BACKWARD_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = ("_global_backward_hooks", "_global_backward_pre_hooks")

@@ -17,7 +17,7 @@ from hbpcompiler.compiler.prove.prove import prove
 from hbpcompiler.compiler.prove.verification import Verification
 from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.errors import ProofError
-from hbpcompiler.threads import alone
+from hbpcompiler.system.threads import alone
 
 TRIES = 4
 PIECE = 2**20

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler.callers import level_of_caller
 from hbpcompiler.compiler.trace.batch import Batch, batch_of
 from hbpcompiler.compiler.trace.conditions.values import Answers, recorded
 from hbpcompiler.compiler.trace.containers import StrangerError, take_apart
@@ -32,7 +31,8 @@ from hbpcompiler.errors import (
     UnsupportedOpError,
     UnusedParametersWarning,
 )
-from hbpcompiler.threads import TRACING, alone, followed, is_followed, undisturbed
+from hbpcompiler.system.callers import level_of_caller
+from hbpcompiler.system.threads import TRACING, alone, followed, is_followed, undisturbed
 
 SAMPLES = 2
 """Rows of a batch on which model and loss are tried."""

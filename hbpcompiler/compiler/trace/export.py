@@ -65,7 +65,7 @@ from hbpcompiler.compiler.trace.with_state import marking, ordinary_mode
 from hbpcompiler.errors import ModelError, NoLossError, UnsupportedOpError, listing
 from hbpcompiler.rule import ModuleRule
 from hbpcompiler.rule.faults import is_noted
-from hbpcompiler.threads import followed
+from hbpcompiler.system.threads import followed
 
 TRACED_BATCH = 7
 """torch.export specialises a batch of one, and a prime is unlikely to equal another length of the model."""

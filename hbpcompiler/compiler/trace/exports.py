@@ -18,7 +18,7 @@ from hbpcompiler.compiler.trace.batch import Batch
 from hbpcompiler.compiler.trace.ends import Ends
 from hbpcompiler.compiler.trace.trace import Traced
 from hbpcompiler.rule.registry import Registry
-from hbpcompiler.threads import Lock
+from hbpcompiler.system.threads import Lock
 
 KEPT = 16
 """Traces of one model, of the forms of batches and states of Python that were met last."""

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 
-from hbpcompiler.callers import has_stderr
+from hbpcompiler.system.callers import has_stderr
 
 _NOISY = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor", "torch.export", "torch._export")
 

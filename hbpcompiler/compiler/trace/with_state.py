@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler.threads import alone
+from hbpcompiler.system.threads import alone
 
 _OF_GRADIENTS, _BEHIND_THEM = "_backward_hooks", "_post_accumulate_grad_hooks"
 """Hooks that change a gradient as it arrives, and those that are called when it is there."""

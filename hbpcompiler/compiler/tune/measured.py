@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from hbpcompiler.cache import cache_folder, store
 from hbpcompiler.compiler.cost.figures import DEFAULT, GPU, ONEDNN, Machine
 from hbpcompiler.compiler.program.kernels import has_onednn
 from hbpcompiler.limits import MEASURED, ON_GPU, Limits, default_limits, is_possible
+from hbpcompiler.system.cache import cache_folder, store
 
 FILE = "measured.json"
 MACHINES, LIMITS, ROUTES = "machines", "limits", "routes"

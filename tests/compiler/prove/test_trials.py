@@ -9,7 +9,7 @@ from torch import nn
 import hbpcompiler as hbp
 from hbpcompiler.calls import programs
 from hbpcompiler.compiler.prove import trials
-from hbpcompiler.threads import _elsewhere
+from hbpcompiler.system.threads import _elsewhere
 
 
 def task():

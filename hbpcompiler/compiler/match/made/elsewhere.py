@@ -19,7 +19,7 @@ from hbpcompiler.compiler.match.made.batches import (
 )
 from hbpcompiler.compiler.match.made.probe import COLUMNS, NotDerivableError, check_alone, check_value, pulled_whole
 from hbpcompiler.rule.composite import Composite, EachSample
-from hbpcompiler.seeded import seed_global
+from hbpcompiler.system.seeded import seed_global
 
 DERIVED = 3
 """One of so many batches is differentiated too, which takes far longer than to run it; none of many numbers."""

@@ -27,7 +27,7 @@ from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 from hbpcompiler.rule import LossRule, Rule
 from hbpcompiler.rule.registry import Registry
 from hbpcompiler.rules.shared.written import MEAN, PRODUCT, QUOTIENT, SUM, multiple, reduced
-from hbpcompiler.seeded import seed_global
+from hbpcompiler.system.seeded import seed_global
 
 SIZES = tuple(sign * 10.0**power for power in range(-3, 13) for sign in (1, -1))
 """Of the batch's sums, at which what is done with them is tried: a limit may begin anywhere."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from hbpcompiler.compiler.match.operation.vmapped import without_fallback
 from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.derivatives import pulled_back, slope_in_all, vjp
-from hbpcompiler.seeded import seed_global
+from hbpcompiler.system.seeded import seed_global
 
 COLUMNS = 2
 NUDGE = 1e-3

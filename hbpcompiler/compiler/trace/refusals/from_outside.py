@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils import _pytree as pytree
 
 from hbpcompiler.compiler.trace.refusals.refusals import CannotFollowError
-from hbpcompiler.modes import FunctionMode
+from hbpcompiler.system.modes import FunctionMode
 
 OUTSIDE = ("a tensor is read here that was computed of something trained before this forward (in __init__, or in an "
            "earlier call), with a derivative that a program does not have, and torch only once; compute it in forward, "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.trace.refusals.refusals import CannotFollowError
-from hbpcompiler.modes import FunctionMode
+from hbpcompiler.system.modes import FunctionMode
 
 OWN_GENERATOR = ("random numbers of a generator of your own are drawn here (generator=), which a program cannot do; "
                  "draw them from torch's own, without generator=, and seed that before the call or pass generator= to "

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 
 from hbpcompiler.compiler.trace.fx_graph.alike_nodes import AlikeNodes
 from hbpcompiler.compiler.trace.rows.rows import are_alike
-from hbpcompiler.modes import FunctionMode
+from hbpcompiler.system.modes import FunctionMode
 
 PICK = Tensor.__getitem__
 SELECTS = (Tensor.masked_select, torch.masked_select)

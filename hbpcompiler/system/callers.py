@@ -8,7 +8,8 @@ from types import FrameType
 
 import torch
 
-_WITHIN = tuple(str(Path(file).parent) for file in (__file__, torch.__file__))
+_WITHIN = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
+"""This package and torch."""
 
 
 def level_of_caller() -> int:

@@ -44,7 +44,7 @@ class FunctionMode(TorchFunctionMode):
 def _weighing(input: Tensor, target: Tensor, size_average: Any = None, reduce: Any = None, reduction: str = "mean",
               weight: Any = None) -> Tensor:
     """Runs among torch's own names."""
-    from hbpcompiler.modes import weighted_errors
+    from hbpcompiler.system.modes import weighted_errors
 
     return weighted_errors(input, target, size_average, reduce, reduction, weight)
 

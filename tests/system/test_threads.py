@@ -11,8 +11,8 @@ from torch.nn import functional
 import hbpcompiler as hbp
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.compiler.trace.checks import check_runs
-from hbpcompiler.seeded import seeded
-from hbpcompiler.threads import REMEMBERED, TRACING, alone, trainable_of, undisturbed
+from hbpcompiler.system.seeded import seeded
+from hbpcompiler.system.threads import REMEMBERED, TRACING, alone, trainable_of, undisturbed
 
 
 @contextmanager

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler import threads
 from hbpcompiler.compiler.prove.draws import Draws, drawing
 from hbpcompiler.compiler.trace.batch import batch_of
 from hbpcompiler.monitor.settings import changes_buffers
+from hbpcompiler.system import threads
 
 CPU = torch.device("cpu")
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.checksums import Checksums
+from hbpcompiler.system.checksums import Checksums
 
 
 def tensors():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from hbpcompiler.errors import InputTypeError
-from hbpcompiler.threads import TRACING
+from hbpcompiler.system.threads import TRACING
 
 
 def seeded(generator: torch.Generator | None, device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -14,7 +14,7 @@ import hbpcompiler as hbp
 from hbpcompiler.compiler.trace import exports
 from hbpcompiler.compiler.trace.patches.replaced import replaced
 from hbpcompiler.errors import ModelError
-from hbpcompiler.threads import TRACING, alone, traced, undisturbed
+from hbpcompiler.system.threads import TRACING, alone, traced, undisturbed
 
 pytestmark = [pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here"),
               pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")]

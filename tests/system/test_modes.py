@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import hbpcompiler as hbp
-from hbpcompiler.modes import FunctionMode
+from hbpcompiler.system.modes import FunctionMode
 
 given_by_name = F.l1_loss
 

@@ -1,0 +1,1 @@
+"""Python, torch and the machine, as all packages use them: threads, processes, files, random draws, hashes."""
