@@ -3,6 +3,7 @@
 import ast
 import functools
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,13 @@ def test_contributors_read_the_same_table() -> None:
     assert found.pop("*terms*") == TERMS
     assert found.pop("package") == {"may import"}
     assert found == MAY_IMPORT
+
+
+def test_every_folder_of_modules_is_in_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = {".".join([name, *file.parent.relative_to(folder).parts])
+               for name, folder in FOLDERS.items() for file in folder.rglob("__init__.py")}
+    assert sorted(listed) == sorted(folders)
 
 
 def test_contributors_read_what_each_file_of_the_face_belongs_to() -> None:
