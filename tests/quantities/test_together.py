@@ -92,3 +92,12 @@ def test_each_cell(name):
             continue
         for quantity in quantities:
             assert quantity in compiled([quantity])(X, y)
+
+
+@pytest.mark.parametrize(("quantity", "words"), [("kfac_reduce", "the reduced factors of several uses are not defined"),
+                                                 ("kfra", "KFRA averages the curvature on its way")])
+def test_what_several_uses_never_have_is_no_matter_of_two_programs(quantity, words):
+    with pytest.raises(hbp.UnsupportedOpError, match=words) as caught:
+        hbp.compile(MODELS["layer used twice"](), nn.CrossEntropyLoss(), [quantity, "diag_h"])(
+            torch.randn(2, 3), torch.tensor([0, 2]))
+    assert TWICE not in str(caught.value)

@@ -17,12 +17,12 @@ from hbpcompiler.compiler.match.parameters.tied_values import (
     NOT_ALIKE,
     _places,
     meet_by_rows,
+    never_joined,
 )
 from hbpcompiler.compiler.plan.steps import Close, Step, Tied, TiedRows
 from hbpcompiler.compiler.routes import COLUMNS, TIED_ROWS, Site, choose
 from hbpcompiler.errors import UnsupportedOpError, UsesNotJoinedError, listing
 from hbpcompiler.quantities import (
-    REDUCED_INPUT_FACTOR,
     Closing,
     closings_of,
 )
@@ -59,14 +59,14 @@ def _refusals(key: str, places: dict[tuple[str, str], list[Close]], closings: fr
     first = next(iter(places.values()))[0]
     where = _places([closes[0].operation for closes in places.values()])
     what = f"parameter '{key}' is used {len(places)} times ({where})"
-    if any(closing.kind == REDUCED_INPUT_FACTOR for closing in closings_of(closings, key)):
-        return [f"{what}: the reduced factors of several uses are not defined; ask for kfac, kflr or kfac_emp"]
+    if reason := never_joined(closings_of(closings, key)):
+        return [f"{what}: {reason}"]
     pieces = [{close.piece.name for close in closes if close.piece is not None} for closes in places.values()]
     if any(names != pieces[0] for names in pieces):
         return [f"{what}: its curvature arrives in different forms at the uses, which cannot be joined yet"]
     squared = [close for closes in places.values() for close in closes if _squaring(close)]
     if any(close.piece is None or close.piece.form != COLUMNS for close in squared):
-        return [f"{what}: only columns can be joined, and its curvature is none here (kfra, or a diagonal Hessian)"]
+        return [f"{what}: only columns can be joined, and its curvature is none here (a diagonal Hessian)"]
     unlike = any(layout_of(close.site) != layout_of(first.site) for close in squared)
     if unlike and not _by_rows(squared):
         return [f"{what}: {NOT_ALIKE}"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from hbpcompiler.compiler.match.parameters.parameter_values import Uses
 from hbpcompiler.compiler.trace.graph import Operation
@@ -15,6 +15,7 @@ from hbpcompiler.quantities import (
     FACTOR,
     IN_BASES,
     INPUT_FACTOR,
+    KFRA,
     NEGATIVE,
     NORM,
     POSITIVE,
@@ -47,7 +48,9 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
             kinds - ADDITIVE <= BY_ROWS and meet_by_rows(contractions))
         if kinds & KRONECKER:
             what = f"parameter '{key}' is used {len(places)} times ({_places([use.operation for use in places])})"
-            if curved and not joined and None not in contractions:
+            if curved and (reason := never_joined(own)):
+                unlike.append(f"{what}: {reason}")
+            elif curved and not joined and None not in contractions:
                 unlike.append(f"{what}: {NOT_ALIKE}")
             elif curved:
                 apart.append(f"{what}: its Hessian diagonal and its Kronecker factors cannot be had from one program")
@@ -59,6 +62,15 @@ def uses_as_values(uses: Uses, closings: frozenset[Closing]) -> set[str]:
         raise UnsupportedOpError(listing("Tied parameters:", apart, "Compile the model twice, for the Hessian's "
                                          "quantities and for those of Kronecker factors."))
     return found
+
+
+def never_joined(own: Collection[Closing]) -> str:
+    """Why a parameter of several uses has no such closings at all, whatever else is asked for; "" if it has."""
+    if any(closing.kind == REDUCED_INPUT_FACTOR for closing in own):
+        return "the reduced factors of several uses are not defined; ask for kfac, kflr or kfac_emp"
+    if any(closing.stream == KFRA for closing in own):
+        return "KFRA averages the curvature on its way, and has no factors of several uses; ask for kfac or kflr"
+    return ""
 
 
 NOT_ALIKE = ("the uses meet it in different ways, so their contractions cannot be joined, and it has no Kronecker "
