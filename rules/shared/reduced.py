@@ -18,8 +18,8 @@ def over_samples(op: Op) -> str | None:
     if -1 in axes(op, op.dim):
         return (
             "it reduces over the sample axis, which mixes samples; reduce over the axes after it, or as the last thing "
-            "that the loss does, as in .mean(); where it must, loss.backward() has the gradient, and hbp.operator the GGN "
-            "and the Hessian on one batch"
+            "that the loss does, as in .mean(); where it must, loss.backward() has the gradient, and hbp.operator the "
+            "GGN and the Hessian on one batch"
         )
     return None
 
