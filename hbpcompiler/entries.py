@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 OF_SCORES = "pass prepare=lambda batch: (batch[0], batch[1])"
 """What to do, where a function takes no indices."""
 OF_TOTALS = f"{OF_SCORES}, and indices=lambda batch: batch[2] for the samples' indices"
+OF_DICTS = "pass prepare=, a function from the batch to a dict without them, or to (X, y)"
 OF_OPERATORS = "hand over a loader of (X, y)"
 
 
@@ -33,7 +34,12 @@ def not_cut(loader: Any) -> str:
 def advice_for(error: InputError, item: Any, prepare: Callable[[Any], Any] | None, way: str = OF_TOTALS) -> str:
     """What to add to the error of a batch that does not fit, where it may hold more than a model's arguments and the
     target."""
-    if prepare is not None or not isinstance(error, BatchDoesNotFitError) or not _has_more(item):
+    if prepare is not None or not isinstance(error, BatchDoesNotFitError):
+        return ""
+    if isinstance(item, Mapping):
+        return (". A batch that is a dict is taken as the model's arguments by their names and the target: where it "
+                f"has other entries too, {OF_OPERATORS if way is OF_OPERATORS else OF_DICTS}")
+    if not _has_more(item):
         return ""
     return (f". Of the {len(item)} entries of a batch the last is taken as the target, the others as the model's "
             f"arguments: where some are neither, {way}")

@@ -72,6 +72,8 @@ def refused(kind, standard, *words, model=None, tensors=()):
             "is the quantity diag_h)", "kind='ggn'"]),
         ({"quantities": ["diag_hessian", "diag_h_splt"]}, ValueError,
          ["'diag_h_splt' (is it diag_h_split?), 'diag_hessian' (is it diag_h?)"]),
+        ({"quantities": ["hessian_diag", "GGN_diag"]}, ValueError,
+         ["'GGN_diag' (is it diag_ggn?), 'hessian_diag' (is it diag_h?)"]),
         ({"loss": ["grad"]}, TypeError, ["loss", "list", "quantities=['grad']"]),
         ({"loss": "cross_entropy"}, TypeError, ["loss", "str", "nn.CrossEntropyLoss()"]),
         ({"quantities": []}, ValueError, ["empty", "grad"]),

@@ -54,6 +54,9 @@ def imported(place: str, form: str = NETWORK) -> Any:
     except Exception as error:
         missing = isinstance(error, ModuleNotFoundError) and name.startswith(str(error.name))
         hint = f"; run hbp from the folder that holds {name.partition('.')[0]}" if missing else ""
+        if missing and name.endswith(".py"):
+            module = name.removesuffix(".py").replace("/", ".")
+            hint = f"; a module is meant, not its file: {module}:{attribute}"
         raise Failure(f"cannot import '{name}': {reason(error)}{hint}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):

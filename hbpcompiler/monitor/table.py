@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -226,5 +227,8 @@ def _check_own(tracked: Tracked) -> None:
 
 
 def _wrong(item: Any) -> str:
-    return (f"track: {item!r} is unknown; name sets ({', '.join(SETS)}), quantities ({', '.join(QUANTITIES)}), or give "
-            "a hbp.monitor.Tracked of your own")
+    spelled = {name.replace("_", ""): name for name in [*SETS, *QUANTITIES]}  # Cockpit's HessMaxEV is hess_max_ev
+    plain = item.lower().replace("_", "") if isinstance(item, str) else ""
+    meant = [spelled[name] for name in difflib.get_close_matches(plain, spelled, 1, 0.75)]
+    return (f"track: {item!r} is unknown{f' (is it {meant[0]}?)' if meant else ''}; name sets ({', '.join(SETS)}), "
+            f"quantities ({', '.join(QUANTITIES)}), or give a hbp.monitor.Tracked of your own")

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 WHICH = {"largest": "LA", "smallest": "SA", "magnitude": "LM"}
 SMALL = 64
 """Up to so many rows, the matrix is made and decomposed."""
+DENSE = 2000
+"""Up to so many rows it is where Lanczos' method finds too few, as of eigenvalues that are many times the same."""
+ZEROS = "; the smallest ones of a GGN with more parameters than columns are zeros, which Lanczos' method does not find"
 NUDGE = 1e-2
 """Of a random vector in the next start: an exact eigenvector would end the search where it begins."""
 
@@ -55,7 +58,12 @@ def top(operator: Matrix, k: int, which: str, tolerance: float | None, most_prod
     if size <= SMALL or k > size // 2:
         values, vectors = torch.linalg.eigh(operator.to_dense(size).double())
     else:
-        values, vectors = _lanczos(operator, k, which, tolerance, most_products, starts.get(which))
+        try:
+            values, vectors = _lanczos(operator, k, which, tolerance, most_products, starts.get(which))
+        except NotConvergedError:
+            if size > DENSE or (most_products is not None and most_products < size):
+                raise
+            values, vectors = torch.linalg.eigh(operator.to_dense().double())
     keys = values.abs() if which == "magnitude" else values
     order = keys.argsort(descending=which != "smallest")[:k]
     values, vectors = values[order], vectors[:, order]
@@ -82,7 +90,7 @@ def _lanczos(operator: Matrix, k: int, which: str, tolerance: float | None, most
     except linalg.ArpackNoConvergence as failure:
         raise NotConvergedError(
             f"{len(failure.eigenvalues)} of {k} eigenvalues were found in {most} products; allow more (most_products), "
-            "a larger tolerance, or ask for fewer") from failure
+            f"a larger tolerance, or ask for fewer{ZEROS if which == 'smallest' else ''}") from failure
     return torch.from_numpy(values), torch.from_numpy(vectors)
 
 

@@ -132,7 +132,8 @@ class SymmetricOperator(ABC):
 
         - `which`: "largest" and "smallest" go by the value with its sign, "magnitude" by the absolute value.
         - `tolerance`: of eigenvalues, relative; 1e-9 in double precision, 1e-5 in single precision by default.
-        - `most_products`: gives up then; 20 D, and 2000 at least, by default.
+        - `most_products`: gives up then; 20 D, and 2000 at least, by default. A matrix of up to 2000 rows is then
+          decomposed, if D products were allowed: eigenvalues that are many times the same, as zeros of a GGN, too.
 
         Values [k], in that order; vectors {name: [k, *theta]} of length one, whose signs mean nothing. The next call
         begins with the last one's vectors, which saves products while parameters move little. Raises InputError for k

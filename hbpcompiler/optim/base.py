@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hbpcompiler.errors import InputError, NotFiniteWarning, listing
+from hbpcompiler.errors import InputError, NotFiniteWarning, OptionTypeError, listing
 from hbpcompiler.optim.programs import Gradient
 from hbpcompiler.optim.settings import Checked
 from hbpcompiler.optim.together import Together, all_finite
@@ -44,6 +44,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         """The batches that were left out, as their loss or gradient was not finite."""
         self._together = Together(group)
         trainable = [*trainable_of(self.model).values()]
+        if isinstance(params, str | int | float):
+            raise OptionTypeError("params must be parameters of the model, or groups of them as torch.optim has them, "
+                                  f"not {params!r}; None takes all. Numbers are given by name, as lr=0.1")
         super().__init__(trainable if params is None else params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -56,7 +59,9 @@ class CurvatureOptimizer(torch.optim.Optimizer):
         foreign = sum(id(tensor) not in own for tensor in tensors)
         checked = Checked("this group of parameters")
         if foreign:
-            checked.findings.append(f"{foreign} of its {len(tensors)} parameters are not among the model's")
+            names = [tensor for tensor in tensors if isinstance(tensor, str)]
+            instead = f": {names[0]!r} is a text, and parameters are meant, as model[0].parameters()" if names else ""
+            checked.findings.append(f"{foreign} of its {len(tensors)} parameters are not among the model's{instead}")
         elsewhere = {id(parameter) for group in self.param_groups for parameter in group["params"]}
         counts = Counter(own[id(tensor)] for tensor in tensors if id(tensor) in own)
         checked.findings += [f"{own[number]} is in another group already" for number in own

@@ -63,7 +63,8 @@ def options_of_compile(given: Mapping[str, Any]) -> dict[str, Any]:
     """What is handed on to `hbp.compile`."""
     own = {"quantities", "joint_bias", "example_inputs", "groups", "clipping"} & given.keys()
     if own:
-        raise OptionError(f"{', '.join(sorted(own))}: set by the curvature that is asked for; leave it out")
+        instead = "; groups of parameters are params=[{'params': ..., 'lr': ...}, ...]" if "groups" in own else ""
+        raise OptionError(f"{', '.join(sorted(own))}: set by the curvature that is asked for; leave it out{instead}")
     known = inspect.signature(compile_model).parameters
     if strangers := sorted(given.keys() - known.keys()):
         raise OptionTypeError(f"{', '.join(strangers)}: no argument here, and no option of hbp.compile either")

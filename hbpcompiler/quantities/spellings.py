@@ -18,7 +18,8 @@ OF_OTHERS = {
     "per_sample_grad": "batch_grad", "per_sample_grads": "batch_grad", "per_sample_gradient": "batch_grad",
     "per_sample_gradients": "batch_grad", "individual_grad": "batch_grad", "sum_grad_squared": "second_moment",
     "diag_ggn_exact": "diag_ggn", "diag_ggn_exact_batch": "batch_diag_ggn", "diag_h_batch": "batch_diag_h",
-    "diag_hessian": "diag_h", "sqrt_ggn_exact": "sqrt_ggn",
+    "diag_hessian": "diag_h", "hessian_diag": "diag_h", "hessian_diagonal": "diag_h", "ggn_diag": "diag_ggn",
+    "ggn_diagonal": "diag_ggn", "sqrt_ggn_exact": "sqrt_ggn",
 }
 """BackPACK's extensions, what they save, Opacus's and other names -> quantities; values of some differ by a factor
 (docs/coming-from.md)."""

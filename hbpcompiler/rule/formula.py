@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -51,17 +52,22 @@ def bound(op: Op, written: Written) -> Any:
         written = written(op)
     if written is None:
         return None
-    expression = _read(written)
+    expression = _read(op, written)
     symbols = [symbol for symbol in expression.free_symbols if symbol not in (x, y, dy)]
     numbers = {symbol: _number(op, symbol) for symbol in symbols}
     return expression.subs({symbol: exactly(number) for symbol, number in numbers.items()
                             if isinstance(number, int | float)})
 
 
-def _read(written: Any) -> Any:
-    """What was written, in our symbols: sympy.Symbol("x") and the x of a text are the input too."""
+def _read(op: Op, written: Any) -> Any:
+    """What was written, in our symbols: sympy.Symbol("x") and the x of a text are the input too.
+
+    In a text the operation's own attributes come before what sympy calls the same (its function beta, its number E).
+    """
+    names = set(re.findall(r"[A-Za-z_]\w*", written)) - KNOWN.keys() if isinstance(written, str) else set()
+    own = {name: attribute(name) for name in names if _is_attribute(op, name)}
     try:
-        expression = sympy.sympify(written, locals=KNOWN)
+        expression = sympy.sympify(written, locals={**KNOWN, **own})
     except (sympy.SympifyError, TypeError, AttributeError, SyntaxError) as error:
         raise RuleError(f"{written!r} is no formula that sympy can read; write one in x, as x / sympy.sqrt(1 + x**2)"
                         ) from error
@@ -69,6 +75,14 @@ def _read(written: Any) -> Any:
         raise RuleError(f"{written!r} is no formula but a {type(expression).__name__}; write one in x")
     others = [symbol for symbol in expression.free_symbols if symbol.name in OURS and symbol not in OURS.values()]
     return expression.subs({symbol: OURS[symbol.name] for symbol in others if not isinstance(symbol, Attribute)})
+
+
+def _is_attribute(op: Op, name: str) -> bool:
+    """Whether the operation has an argument of this name that is no tensor."""
+    try:
+        return op.argument(name) is not None and not op.has(name)
+    except AttributeError:
+        return False
 
 
 def _number(op: Op, symbol: Symbol) -> Any:

@@ -356,6 +356,21 @@ def test_batches_with_indices_behind_the_target():
                            indices=lambda batch: batch[2]), compiled(X, y))
 
 
+def test_dicts_with_more_than_arguments_and_a_target():
+    class Named(nn.Linear):
+        def forward(self, pixels):
+            return super().forward(pixels)
+
+    torch.manual_seed(0)
+    compiled = hbp.compile(Named(3, 2), None, ["grad"])
+    batch = {"pixels": torch.randn(4, 3), "labels": torch.randint(2, (4,)), "weight": torch.rand(4)}
+    with pytest.raises(hbp.InputError, match="has other entries too, pass prepare=, a function from the"):
+        hbp.accumulate(compiled, [batch], progress=False)
+    found = hbp.accumulate(compiled, [batch], progress=False, sample_weights=lambda batch: batch["weight"],
+                           prepare=lambda batch: {name: batch[name] for name in ("pixels", "labels")})
+    compare(found, compiled(batch["pixels"], batch["labels"], sample_weights=batch["weight"]))
+
+
 def test_shards_hold_every_sample_once():
     for size in (0, 1, 7, 8):
         shards = [hbp.shard(range(size), rank, 3) for rank in range(3)]

@@ -151,6 +151,8 @@ def test_version_and_help():
         ("hbpnets", [], ["'hbpnets'", "PKG.MODULE:FACTORY"]),
         ("no_such_package:make", [], ["no_such_package", "folder"]),
         ("hbpnets:missing", [], ["no 'missing'"]),
+        ("hbpnets.py:make", [], ["a module is meant, not its file: hbpnets:make"]),
+        ("my/nets.py:make", [], ["a module is meant, not its file: my.nets:make"]),
         ("hbpnets:broken", [], ["'hbpnets:broken'", "no weights here"]),
         ("hbpnets:nothing", [], ["must return a torch.nn.Module", "NoneType"]),
         ("hbpnets:number", [], ["neither", "int"]),

@@ -181,6 +181,9 @@ def test_schedules() -> None:
     for wrong in ("ekonomy", [], [3], 3):
         with pytest.raises(hbp.HbpError, match="track"):
             hbp.Monitor(chain(), None, None, wrong)
+    for wrong, meant in (("ekonomy", "economy"), (["HessMaxEV"], "hess_max_ev"), (["GradHist1d"], "grad_hist_1d")):
+        with pytest.raises(hbp.OptionError, match=rf"is unknown \(is it {meant}\?\); name sets"):
+            hbp.Monitor(chain(), None, None, wrong)
 
 
 def test_a_share_of_the_time_is_kept_with_what_steps_behind_a_look_are_slower() -> None:

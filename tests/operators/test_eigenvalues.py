@@ -52,6 +52,18 @@ def test_outer_eigenvalues(operator):
     same(whole.values, values.flip(0), 1e-8)
 
 
+def test_zeros_that_lanczos_does_not_find():
+    """Of a GGN of rank 60 in 92 rows the smallest eigenvalue is there 32 times."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+    batch = torch.randn(20, 6, dtype=torch.float64), torch.randint(0, 4, (20,))
+    operator = hbp.operator(model, nn.CrossEntropyLoss(), batch, "ggn")
+    for matrix in (operator, operator.damped(0.01)):
+        same(matrix.top(2, "smallest").values, torch.linalg.eigvalsh(matrix.to_dense())[:2], 1e-12)
+    with pytest.raises(hbp.NotConvergedError, match="the smallest ones of a GGN with more parameters than columns"):
+        operator.top(2, "smallest", most_products=80)
+
+
 def test_the_last_vectors_are_the_next_start(operator, monkeypatch):
     products = []
     times = operator._times

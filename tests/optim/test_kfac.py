@@ -370,6 +370,13 @@ def test_bad_input_is_one_error_and_leaves_the_parameters():
             hbp.optim.KFAC(model, None, **wrong)
     with pytest.raises(hbp.CompileError, match="1 of its 1 parameters are not among the model's"):
         hbp.optim.KFAC(model, None, [nn.Parameter(torch.ones(2))])
+    with pytest.raises(hbp.CompileError, match=r"'0\.\*' is a text, and parameters are meant, as model\[0\]"):
+        hbp.optim.KFAC(model, None, ["0.*"])
+    for optimizer, number in ((hbp.optim.KFAC, 0.1), (hbp.optim.Diagonal, "0.weight"), (hbp.optim.Newton, 1)):
+        with pytest.raises(hbp.OptionTypeError, match=f"not {number!r}; None takes all. Numbers are given by name"):
+            optimizer(model, None, number)
+    with pytest.raises(hbp.CompileError, match="leave it out; groups of parameters are params="):
+        hbp.optim.KFAC(model, None, groups=[{"params": [model[0].weight]}])
     with pytest.raises(hbp.CompileError, match=r"0\.weight is in another group already"):
         hbp.optim.KFAC(model, None, [{"params": [model[0].weight]}, {"params": [model[0].weight]}])
     with pytest.raises(hbp.CompileError, match=r"0\.weight is in it 2 times"):

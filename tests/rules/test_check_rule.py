@@ -296,6 +296,27 @@ def test_an_attribute_that_is_forgotten(forgotten):
         check_rule(rule)
 
 
+@torch.library.custom_op("hbptests::gated", mutates_args=())
+def gated(self: torch.Tensor, beta: float = 0.7, E: float = 0.3) -> torch.Tensor:
+    return self * torch.tanh(beta * self) + E * self
+
+
+def gated_backward(ctx, g):
+    (x,), (beta, shift) = ctx.saved_tensors, ctx.given
+    slope = torch.tanh(beta * x)
+    return g * (slope + x * beta * (1 - slope**2) + shift), None, None
+
+
+gated.register_fake(lambda self, beta=0.7, E=0.3: torch.empty_like(self))
+gated.register_autograd(gated_backward, setup_context=keep)
+
+
+def test_attributes_in_a_text_come_before_what_sympy_calls_so():
+    """sympy has a function beta and a number E."""
+    check_rule(elementwise("hbptests.gated", "x * tanh(beta * x) + E * x",
+                           cases=[Case({"self": (4,)}, {"beta": 2.0, "E": -1.5})]))
+
+
 @torch.library.custom_op("hbptests::squares", mutates_args=())
 def squares(tensors: list[torch.Tensor]) -> torch.Tensor:
     return sum(tensor * tensor for tensor in tensors)
