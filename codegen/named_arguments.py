@@ -40,7 +40,7 @@ def _first_to_name(call: Written, names: Sequence[str]) -> int | None:
     bare = [at for at, item in enumerate(call.args) if at and _is_bare(item)] if names else []
     flags = [at for at in bare if isinstance(call.args[at], bool)]
     of_method = call.op == "call_method"
-    kernel = isinstance(call.target, torch._ops.OpOverloadPacket) or call.target in FALLBACKS
+    kernel = isinstance(call.target, torch._ops.OpOverloadPacket | torch._ops.OpOverload) or call.target in FALLBACKS
     at_the_end = len(bare) >= SEVERAL and bare == list(range(bare[0], len(call.args)))
     named = bare if not of_method and (kernel or at_the_end or len(call.args) >= MANY) else flags
     return named[0] if named else None
@@ -56,6 +56,8 @@ def _is_bare(item: Any) -> bool:
 def _names(call: Written) -> Sequence[str]:
     """Of the arguments given by position; none where it is not known, or not the same for all that may be meant."""
     packet = call.target
+    if isinstance(packet, torch._ops.OpOverload):
+        return tuple(argument.name for argument in packet._schema.arguments)[: len(call.args)]
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         written_in_python = () if call.op == "call_method" else _of_signature(call.target)
         if written_in_python:

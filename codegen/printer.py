@@ -61,7 +61,7 @@ def function_name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverloadPacket):
         return f"torch.ops.{target._qualified_op_name.replace('::', '.')}"
     if isinstance(target, torch._ops.OpOverload):
-        return function_name(target.overloadpacket)
+        return f"{function_name(target.overloadpacket)}.{target._overloadname}"
     if target in FALLBACKS or isinstance(target, Composite):
         return str(target.__name__)
     name = _public_names().get(id(target))

@@ -40,19 +40,33 @@ def written(node: fx.Node) -> Written:
     packet = node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return Written(node.op, node.target, *_told(node, _of_torch(node)))
+    if node.target is not packet and not _is_of_aten(packet) and _is_one_of_several(node, packet):
+        return Written(node.op, node.target, node.args, node.kwargs)
     args, kwargs = _told(node, packet, places=True)
     if (sign := _operator(packet, args, kwargs)) is not None:
         return Written("call_function", sign, args, {})
     name = packet.__name__
     lists = [item for item in (*args, *kwargs.values()) if isinstance(item, list | tuple)]
     gaps = any(item is None for given in lists for item in given)  # whole axes beside indices: Python takes none there
-    if not packet._qualified_op_name.startswith("aten::") or name.startswith("_") or gaps:
+    if not _is_of_aten(packet) or name.startswith("_") or gaps:
         return Written("call_function", packet, args, kwargs)
     if _is_method(packet, args):
         return Written("call_method", name, args, kwargs)
     function = getattr(torch, name, None)
     is_public = isinstance(function, types.BuiltinFunctionType)
     return Written("call_function", function if is_public else packet, args, kwargs)
+
+
+def _is_of_aten(packet: Any) -> bool:
+    return bool(packet._qualified_op_name.startswith("aten::"))
+
+
+def _is_one_of_several(node: fx.Node, packet: Any) -> bool:
+    """Whether other overloads may be meant, wherever arguments get their names: torch would take the first that fits,
+    and the user's overloads may be any functions."""
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    return any(len(list(fitting(packet, node.args[:at], {**dict(zip(names[at:], node.args[at:], strict=False)),
+                                                         **node.kwargs}))) > 1 for at in range(len(node.args) + 1))
 
 
 def _operator(packet: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

@@ -13,6 +13,9 @@ from hbpcompiler.guards import library, read_by_code
 from hbpcompiler.guards.atoms import Same, is_own, of_library
 from hbpcompiler.guards.watched import Watched
 
+PYTHONS_OWN = frozenset(vars(builtins))
+"""Names that all code has."""
+
 
 class CodeWalk(ABC):
     """What code reads is visited, and watched where it lies."""
@@ -57,7 +60,9 @@ class CodeWalk(ABC):
                 self.watched.keys(function.__dict__)
             self._globals(function.__globals__, names)
             asked = read_by_code.asked_for(names, read_by_code.ASKING_GLOBALS)
-            self._missing(function.__globals__, asked | set(read_by_code.loaded_in(code)) - vars(builtins).keys())
+            loaded = set(read_by_code.loaded_in(code)) - PYTHONS_OWN
+            self._missing(function.__globals__, asked | loaded)
+            self._put_in_builtins(loaded - function.__globals__.keys())
             for module in modules:
                 self._module_read(module, names)
 
@@ -83,6 +88,14 @@ class CodeWalk(ABC):
                 self._visit(value)
         self._missing(held, names & vars(builtins).keys())  # Python's own, until a global of that name is made
 
+    def _put_in_builtins(self, names: Set[str]) -> None:
+        """What is no global, but may be put among Python's own names, as gettext's _ is."""
+        for name in sorted(names):
+            self.watched.name_of_library(vars(builtins), name)
+            if name in vars(builtins):
+                self._atoms.append(name)
+                self._visit(vars(builtins)[name])
+
     def _missing(self, held: dict[str, Any], names: Set[str]) -> None:
         """What code may look for in vain, until it is there."""
         for name in sorted(names - held.keys()):
@@ -92,9 +105,11 @@ class CodeWalk(ABC):
         self._atoms.append(Same(module))
         if id(vars(module)) in met:  # modules that import each other
             return
-        if not of_library(module.__name__) and is_own(getattr(module, "__file__", None) or ""):
+        if not of_library(module.__name__) and is_own(str(vars(module).get("__file__") or "")):
             self._globals(vars(module), names, met)
-            self._missing(vars(module), read_by_code.asked_for(names, read_by_code.ASKING_MODULES))
+            answers = "__getattr__" in vars(module)  # what it answers for, until there is an entry of that name
+            asked = names if answers else read_by_code.asked_for(names, read_by_code.ASKING_MODULES)
+            self._missing(vars(module), asked)
         else:
             for held, name, value in read_by_code.read_of_library(module, names):
                 self._atoms.append((name, Same(value)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -132,3 +133,14 @@ def test_what_a_trace_makes_is_gone_again() -> None:
     torch.manual_seed(0)
     hbp.compile(Scaled(remembered), quantities=["grad"])(torch.randn(4, 3), torch.tensor([0, 1, 1, 0]))
     assert "MADE_BY_FORWARD" not in globals()
+
+
+def test_what_is_put_among_pythons_own_names() -> None:
+    _check(tried, _attribute(builtins, "GIVEN_LATER"))
+
+
+def test_an_entry_in_the_place_of_what_a_module_answers() -> None:
+    """It answers for any name, as __file__."""
+    module: Any = types.ModuleType("answers")
+    module.__getattr__ = lambda name: 1.0
+    _check(lambda: float(module.scale), _attribute(module, "scale"))

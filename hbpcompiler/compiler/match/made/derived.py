@@ -199,7 +199,7 @@ def _text(function: Composite) -> str:
 def _lists(operation: Operation) -> dict[str, object]:
     """The attributes that are lists with tensors in them: by these a rule reads those tensors."""
     return {name: item for name, item in operation.attributes.items() if isinstance(item, list) and any(
-        isinstance(part, str) and part in operation.tensors for part in item)}
+        slot in item for slot in aten.in_lists(operation, name))}
 
 
 def _is_elementwise(region: Region, moving: list[str]) -> bool:

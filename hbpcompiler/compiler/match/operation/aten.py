@@ -63,8 +63,15 @@ def packet_of(operation: Operation) -> Any:
 
 
 def callee(operation: Operation) -> Any:
-    """What a program calls in its place, under its name without overload: batches may lie otherwise than the first."""
-    return WITH_COPIES.get(overload_of(operation), packet_of(operation))
+    """What a program calls in its place, under its name without overload: batches may lie otherwise than the first. Of
+    a user's overloads each is another function, and torch takes the first that the arguments fit."""
+    overload, packet = overload_of(operation), packet_of(operation)
+    return overload if is_users(operation) and len(packet.overloads()) > 1 else WITH_COPIES.get(overload, packet)
+
+
+def in_lists(operation: Operation, name: str) -> list[str]:
+    """The slots of the tensors that the argument of this name is a list of: "tensors.0", which no other text is."""
+    return [slot for slot in operation.tensors if slot.startswith(f"{name}.")]
 
 
 def call(operation: Operation, run: Callable[..., Any], tensor: Callable[[str], Any],
@@ -72,17 +79,18 @@ def call(operation: Operation, run: Callable[..., Any], tensor: Callable[[str], 
     """`run(*arguments)` in the schema's order, tensors by slot; of several results the operation's own."""
     in_order = overload_of(operation) in READ_IN_ORDER or is_users(operation)
 
-    def argument(item: Any) -> Any:
+    def argument(item: Any, slots: Sequence[str]) -> Any:
         if isinstance(item, list):
-            return [argument(part) for part in item]
-        if not (isinstance(item, str) and item in operation.tensors):
+            return [argument(part, slots) for part in item]
+        if not (isinstance(item, str) and item in slots):  # the mode "x" of a function of x
             return other(item)
         return tensor(item).contiguous() if in_order else tensor(item)
 
     positional, keywords = [], {}
     schema = overload_of(operation)._schema
     for entry in schema.arguments:
-        item = argument(entry.name if entry.name in operation.tensors else operation.attributes[entry.name])
+        item = (argument(entry.name, [entry.name]) if entry.name in operation.tensors else
+                argument(operation.attributes[entry.name], in_lists(operation, entry.name)))
         if entry.kwarg_only:
             keywords[entry.name] = item
         else:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from hbpcompiler.compiler.match.operation.aten import in_lists
 from hbpcompiler.compiler.trace.fx_graph.numbers import depends_on_batch
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.rule import Op, Rule, Zero
@@ -34,7 +35,7 @@ def bind(operation: Operation, tensors: Callable[[str], Any], active: AbstractSe
     if operation.output.batched:
         batched.add("output")
     lists = {name: item for name, item in operation.attributes.items()
-             if isinstance(item, list) and any(isinstance(slot, str) and slot in operation.tensors for slot in item)}
+             if isinstance(item, list) and any(slot in item for slot in in_lists(operation, name))}
 
     def find(name: str) -> Any:
         if name in lists:

@@ -90,7 +90,7 @@ def _is_default(argument: Any, item: Any) -> bool:
 @cache
 def _public(packet: Any) -> Any:
     """torch's own name for an operation of its own: torch.special.i0e, not torch.ops.aten.special_i0e."""
-    is_torchs = packet._qualified_op_name.startswith("aten::")  # no mine::relu, which may be anything
+    is_torchs = str(packet).startswith("aten.")  # no mine::relu, which may be anything
     for module in PUBLIC if is_torchs and not packet.__name__.startswith("_") else ():
         short = packet.__name__.removeprefix(f"{module.__name__.rpartition('.')[2]}_")
         found = getattr(module, short, None)

@@ -70,6 +70,12 @@ def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
                        f"x.shape[-1]){missing}"]
 
 
+def _axes_to_samples(value: Value) -> Sequence[Any]:
+    """The axes of a value up to that of the samples. Shown in a shape where these are others, samples meet."""
+    last = max(axis for axis, length in enumerate(value.shape) if depends(length))
+    return value.shape[: last + 1]
+
+
 def _of_whole_batch(length: Any) -> bool:
     """Whether an axis holds all samples, p N: x[1:] has N - 1."""
     ratio = sympy.sympify(length) / N
@@ -194,9 +200,9 @@ class _Rewriting:
         tensors = {slot: self._one(value, operation) for slot, value in operation.tensors.items()}
         rule = self.registry.find(operation.target, operation.overload)
         sampled = [value for value in operation.tensors.values() if any(map(depends, value.shape))]
-        ranks = {len(value.shape) for value in (*sampled, operation.output)}
+        alike = len({(len(value.shape), _axes_to_samples(value)) for value in (*sampled, operation.output)}) == 1
         output = Value(f"{operation.name}_one", (N, *of_one(operation.output)), operation.output.dtype, "result")
-        if isinstance(rule, Rule) and rule.merged and len(ranks) == 1 and self._orders_agree(sampled, operation.output):
+        if isinstance(rule, Rule) and rule.merged and alike and self._orders_agree(sampled, operation.output):
             # It counts no axis from the front, so it need not be taken apart.
             self.operations.append(replace(operation, output=output, tensors=tensors))
         else:

@@ -1,7 +1,9 @@
 """The sample axis brought to the front of a graph that has it behind the positions."""
 
+import pytest
 import torch
 
+import hbpcompiler as hbp
 from hbpcompiler.compiler.match.samples.sample_wise import misplaced
 from hbpcompiler.compiler.match.samples.samples_first import samples_first
 from hbpcompiler.compiler.trace.graph import N
@@ -75,3 +77,26 @@ def test_numbers_are_those_of_the_graph():
         values[own.name] = call(own, overload_of(own), lambda slot, own=own: values[own.tensors[slot].name],
                                 lambda item: int(item.subs(N, 5)) if hasattr(item, "free_symbols") else item)
     torch.testing.assert_close(values["last"], x[:, -1] @ w.t())
+
+
+SHOWN = {
+    "rows of the columns": lambda o: o.T.reshape(-1, 2).prod(1).sum(),
+    "samples between others": lambda o: o.unflatten(1, (2, 3)).transpose(0, 1).reshape(3, -1, 2).prod(2).sum(),
+    "pairs of columns": lambda o: o.T.reshape(3, -1).exp().prod(0).sum(),
+}
+
+
+@pytest.mark.parametrize("shown", SHOWN)
+def test_other_shapes_of_what_has_its_samples_elsewhere(shown):
+    """In as many axes, but others before that of the samples: a batch of one does not tell whether samples meet."""
+    torch.manual_seed(0)
+    model, loss = torch.nn.Linear(3, 6).double(), lambda o, y: SHOWN[shown](o - y)
+    compiled = hbp.compile(model, loss, ["batch_grad"], verify=False)
+    X, y = torch.randn(7, 3).double(), torch.randn(7, 6).double()
+    if shown != "pairs of columns":
+        with pytest.raises(hbp.UnsupportedOpError, match="its samples are not in front"):
+            compiled(X, y)
+        return
+    found = compiled(X, y).batch_grad["weight"]
+    each = [torch.autograd.grad(loss(model(X[n : n + 1]), y[n : n + 1]), model.weight)[0] for n in range(7)]
+    torch.testing.assert_close(found, torch.stack(each), rtol=1e-12, atol=1e-12)
