@@ -299,6 +299,8 @@ def test_what_does_not_fit_is_listed(setting):
     operator = hbp.operator(setting.model, setting.train.loss, [(setting.X, setting.y)])
     with pytest.raises(hbp.InputError, match=r"not Operator: .* take hbp.curvature of factors"):
         scores(operator, setting.query, [], setting.train, [])
+    with pytest.raises(hbp.InputError, match=r"not Total, which holds quantities: .*hbp.curvature\(total.kfac\)"):
+        scores(hbp.accumulate(setting.train, [(setting.X, setting.y)]), setting.query, [], setting.train, [])
     with pytest.raises(hbp.InputError, match="no samples"):
         scores(setting.H, setting.query, [], setting.train, [], progress=False)
     for given in (((setting.Q, setting.t), []), ([(setting.Q, setting.t)], (setting.X, setting.y))):

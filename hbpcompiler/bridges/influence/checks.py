@@ -14,12 +14,14 @@ from torch.utils.data import RandomSampler
 from hbpcompiler.accumulate.batches import is_loader
 from hbpcompiler.accumulate.checkpoint import fingerprint, loss_text, modes_of
 from hbpcompiler.accumulate.settings import in_words, settings_of
+from hbpcompiler.accumulate.total import Total
 from hbpcompiler.bridges.influence.queries import Inverse
 from hbpcompiler.bridges.influence.shards import ORDERS
 from hbpcompiler.compiled import Compiled
 from hbpcompiler.curvature import Curvature
 from hbpcompiler.errors import InputError, InputTypeError, TotalWarning, listing
 from hbpcompiler.operators import Operator
+from hbpcompiler.result import Result
 from hbpcompiler.system.callers import level_of_caller
 from hbpcompiler.system.digest import digest_of
 from hbpcompiler.values import Values
@@ -31,13 +33,20 @@ OF_OPERATORS = (": an operator is the whole matrix, with no blocks to invert; ta
 """What to do where one is given for a curvature."""
 
 
+def _way_from(given: Any) -> str:
+    """How to come from it to a curvature, if it holds one."""
+    if isinstance(given, Values):
+        return f": hbp.curvature(total.{given.quantity})"
+    if isinstance(given, Total | Result):
+        return ", which holds quantities: of one of them, hbp.curvature(total.kfac)"
+    return OF_OPERATORS if isinstance(given, Operator) else ""
+
+
 def check(curvature: Any, programs: Mapping[str, Any], loaders: Mapping[str, Any], rank: Any, at_once: Any, order: Any,
           checkpoint: Any, every: Any) -> None:
     """InputError that lists all that does not fit."""
     findings = [] if isinstance(curvature, Curvature) else [
-        f"the curvature is what hbp.curvature returned, not {type(curvature).__name__}"
-        + (f": hbp.curvature(total.{curvature.quantity})" if isinstance(curvature, Values) else "")
-        + (OF_OPERATORS if isinstance(curvature, Operator) else "")]
+        f"the curvature is what hbp.curvature returned, not {type(curvature).__name__}{_way_from(curvature)}"]
     findings += [f"{name} is what hbp.compile returned, not {type(given).__name__}" for name, given in programs.items()
                  if not isinstance(given, Compiled)]
     findings += [f"{name} is a {type(loader).__name__}, no iterable of batches (X, y)"
