@@ -29,6 +29,8 @@ Print = Callable[[Function, Names, Mapping[fx.Node, str], Mapping[fx.Node, str],
                  tuple[list[str], list[str]]]
 """(function, names, texts of its placeholders, of entries of tables, its first lines) -> all lines, and its values."""
 BATCH_SIZE = "N"
+SOFTMAX = "softmax"
+"""What a loss calls p, where the table of parameters is called so."""
 
 
 @dataclass
@@ -155,9 +157,11 @@ class Functions:
         """The name that a value asks for, in functions without where it is; what is a result is called so where results
         stand in no table."""
         hint = meta.hint(node) if self.short else meta.result(node) or meta.hint(node)
+        block = meta.block(node)
+        if hint == PARAMETERS and self.short and block is not None and block.part == "backward":
+            return SOFTMAX
         if not self.bare or not hint:
             return hint
-        block = meta.block(node)
         if self.in_module and block is not None and not is_moving(hint):
             return f"{_by_place(block.title)}{self.where.suffix(hint)}"
         found = self.where.bare(hint, self.leaves)
@@ -182,7 +186,7 @@ class Functions:
             return f"{_by_place(inside)}{self.where.suffix(hint)}" if inside != block.title else INPUT
         if hint:
             return self.where.bare(hint)
-        wish = meta.wish(holder)
+        wish = self.where.without(meta.wish(holder))
         return wish if wish.strip("_") == wish != "" else INPUT
 
 

@@ -17,6 +17,7 @@ from hbpcompiler.codegen.printer import Text, quote
 from hbpcompiler.codegen.roles import TOTAL
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.lengths import length_at
+from hbpcompiler.compiler.program.nodes import called
 from hbpcompiler.compiler.program.writer import Loop
 
 BY_NAME = "\0name"
@@ -24,6 +25,8 @@ BY_NAME = "\0name"
 OTHER_LETTER = re.compile(r"\b(?!(?:outer|n|k|N)\b)[A-Za-z_]\w*\b")
 """Of a number that is an argument."""
 MEBI = 2**20
+VIEWS = frozenset({"reshape", "unflatten", "flatten", "view"})
+"""Of a product, which is summed in the same way."""
 COUNTED = {"n": "samples", "k": "columns"}
 """By the letter of a loop's axis."""
 
@@ -66,9 +69,7 @@ class Totals:
 
 
 def total_name(result: fx.Node) -> str:
-    """What a loop's total is called that no name was asked for: as was wished, or after what is made of it."""
-    if meta.wish(result):
-        return meta.wish(result)
+    """What a loop's total is called that nobody named: after what is made of it."""
     readers = [user.meta.get("hint") for user in result.users if user.meta.get("hint")]
     return f"{readers[0]}_{TOTAL}" if readers else TOTAL
 
@@ -100,7 +101,14 @@ def _bytes(node: fx.Node, chunk: int) -> int:
 
 
 def with_shape(line: str, node: fx.Node) -> str:
-    return line if "shape" not in node.meta else f"{line}  # {shape_text(node)}"
+    return line if "shape" not in node.meta else f"{line}  # {shape_text(node)}{_einsum(node)}"
+
+
+def _einsum(node: fx.Node) -> str:
+    """Which einsum a line is, where its product of matrices does not show it."""
+    while not meta.equation(node) and called(node) in VIEWS and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return f", einsum {meta.equation(node)}" if meta.equation(node) else ""
 
 
 def shape_text(node: fx.Node) -> str:

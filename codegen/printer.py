@@ -98,7 +98,7 @@ def expression(node: fx.Node, look: Look) -> Text:
 
     call = written(node)
     target, args = call.target, call.args
-    if target == "reshape" and (spelled := _view(node)):
+    if target == "reshape" and (spelled := view_of(node)):
         return f"{show(args[0], ATOM)}.{spelled}", ATOM
     if call.op == "call_method":
         call = with_names(call)
@@ -126,8 +126,9 @@ def expression(node: fx.Node, look: Look) -> Text:
     return f"{function_name(target)}({_arguments(call.args, told, show)})", ATOM
 
 
-def _view(node: fx.Node) -> str:
-    """A reshape that takes one axis apart, or joins some, said so; "" for others. Shapes must be known."""
+def view_of(node: fx.Node) -> str:
+    """A reshape that takes one axis apart, or joins some, said so, unflatten(0, (2, 3)); "" for others. Shapes must be
+    known."""
     before, after = (_shape(each) for each in (node.args[0], node))
     if not before or not after or before == after:
         return ""
@@ -144,6 +145,9 @@ def _view(node: fx.Node) -> str:
         return f"flatten({same}{last})"
     # Only with lengths that the reshape itself states: in a loop inside a loop a chunk's length looks like a number.
     stated = {str(length) for length in _flat(node.args[1:]) if isinstance(length, int)}
+    for place, length in enumerate(inside):
+        if len(inside) == 2 and length == "1" and "1" in stated and inside[1 - place] == joined[0]:
+            return f"unsqueeze({same + place})"
     whole = all(length.isdigit() for length in (*inside, *joined)) and stated.issuperset(inside)
     return f"unflatten({same}, ({', '.join(inside)}))" if whole else ""
 

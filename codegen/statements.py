@@ -280,7 +280,7 @@ class Printer:
                 continue
             text, _ = expression(accumulator, self.look)
             name = self.names.fresh(TOTAL) if result is None else self._named(
-                result, TOTAL if self.functions.short else total_name(result), node)
+                result, TOTAL if self.functions.short else self.temporaries.wished(result) or total_name(result), node)
             self.texts[accumulator] = (name, ATOM)
             totals.append(name)
             if result is not None and result in self.functions.places:

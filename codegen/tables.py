@@ -12,7 +12,7 @@ from torch import fx
 
 from hbpcompiler.arguments import ARGUMENTS
 from hbpcompiler.codegen.lifetimes import Section
-from hbpcompiler.codegen.naming import Names
+from hbpcompiler.codegen.naming import Names, identifier
 from hbpcompiler.codegen.places import PARAMETERS, Listed, Places, is_of_results, written
 from hbpcompiler.codegen.printer import ADD, ATOM, MULTIPLY, Text, expression, quote
 from hbpcompiler.codegen.segments import is_text
@@ -127,6 +127,8 @@ class _Form:
 
 
 OTHER = "\0other"
+SAME_AS = "same_as"
+"""A dict of parameters that tells with which others they share something; where all these are weights, weight_of."""
 
 
 class _ByName:
@@ -209,7 +211,10 @@ class _Results:
         key = tuple(others.items())
         if key in self.others:
             return self.others[key], []
-        name = self.others[key] = self.names.fresh("same_as")
+        (leaf, *others_leaves) = {other.rpartition(".")[2] for other in others.values()}
+        wish = SAME_AS if others_leaves else f"{leaf}_of"
+        wish = f"{wish}_in_{self.quantity}" if identifier(wish) in self.names.taken else wish
+        name = self.others[key] = self.names.fresh(wish)
         return name, [f"{name} = {{{', '.join(f'{quote(own)}: {quote(other)}' for own, other in key)}}}"]
 
     def of_batch(self, node: fx.Node) -> str:

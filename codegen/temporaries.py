@@ -16,7 +16,7 @@ from torch import fx
 
 from hbpcompiler.codegen.naming import identifier
 from hbpcompiler.codegen.places import PARAMETERS
-from hbpcompiler.codegen.printer import Text
+from hbpcompiler.codegen.printer import Text, view_of
 from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.nodes import called
 from hbpcompiler.rules.shared.result_names import DECORATION, SUFFIX
@@ -38,6 +38,8 @@ LAYOUT = frozenset({"flat", "rows", "row", "col", "shaped", "shaped_col", "turne
 """Suffixes that say how a tensor lies and not what it is: the next one takes their place."""
 LONGER = {"unflatten": "flat", "reshape": "flat", "unsqueeze": "row"}
 """Methods whose result may have an axis more, and what the tensor without it is of it."""
+AS_MADE = "strided"
+"""Of what a kernel lays out in its own way, and is then copied."""
 UPDATES = {"mul_", "div_", "add_", "sub_"}
 """Methods whose result keeps the name of the tensor that they write to."""
 BACKWARD = re.compile(r"_backward(_data)?$")
@@ -87,8 +89,8 @@ class Temporaries:
         """The local derivative that a value is a factor or a term of, and nothing else; "" for others."""
         while len(node.users) == 1:
             node = next(iter(node.users))
-            if hint := self.hint(node):
-                return hint if hint.partition("_")[0] in SLOPES else ""
+            if name := self.hint(node) or self.asked(node):
+                return name if name.partition("_")[0] in SLOPES else ""
         return ""
 
     def _lying(self, node: fx.Node) -> str:
@@ -111,9 +113,11 @@ class Temporaries:
         return fitting(f"{base}_{suffix}")
 
     def of_its_reader(self, node: fx.Node) -> str:
-        """Where a value with a name of its own is but this one with an axis more, or with one taken apart."""
+        """Where a value with a name of its own is but this one with an axis more, with one taken apart, or copied."""
         users = list(node.users)
         how = called(users[0]) if len(users) == 1 and self.hint(users[0]) else ""
+        if how == "contiguous":
+            return f"{self.hint(users[0])}_{AS_MADE}"
         before, after = meta.shape(node), meta.shape(users[0]) if users else None
         if how not in LONGER or before is None or after is None or len(after) <= len(before):
             return ""
@@ -195,6 +199,8 @@ def _suffix(node: fx.Node) -> str:
     method: Any = called(node)
     if node.target is getattr:
         method = node.args[1]
+    if method == "reshape":
+        method = view_of(node).partition("(")[0] or method
     method = DECORATION.sub("", str(method).strip("_"))
     if BACKWARD.search(method):
         return "back"

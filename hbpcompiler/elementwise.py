@@ -22,7 +22,7 @@ from torch import Tensor
 from hbpcompiler.errors import RuleError
 from hbpcompiler.rule import ZERO, Case, Diagonal, Forward, Op, Residual, Rule, Structure, flat, operand_symbol
 from hbpcompiler.rule.crossing import masked, times_slope
-from hbpcompiler.rule.formula import Written, attribute, bound, dy, x, y
+from hbpcompiler.rule.formula import Written, attribute, bound, dy, heading, in_words, x, y
 from hbpcompiler.rule.idioms import passed
 from hbpcompiler.rule.rule import Backward
 from hbpcompiler.rule.simpler import tidy
@@ -39,12 +39,14 @@ def elementwise(
     backward: Backward | None = None,
     cases: Sequence[Case] | None = None,
     formula: str = "",
+    curvature: str = "",
 ) -> Rule:
     """The rule of an elementwise operation y = expression(x), with attributes of the operation where it has them.
 
     `first` and `second` replace sympy's derivatives where another form is more stable or needs less saved. `forward`
     defaults to the ATen operation; `backward` is torch's kernel for one cotangent, if it has one that is faster.
-    `formula` says y' in words, for the heading above what is generated: "s (1 - s),  s = sigmoid(x)".
+    `formula` and `curvature` say y' and y'' in words, for the heading above what is generated: "s (1 - s),
+    s = sigmoid(x)"; left out, it says what `first` and `second` state, where that is short.
     """
 
     if expression is None and (first is None or second is None):
@@ -92,7 +94,7 @@ def elementwise(
         structure=Structure.ELEMENTWISE,
         derivative=flat if isinstance(first, sympy.Integer) and first == 0 else derivative,
         merged=True,
-        formula=f"d S,  d = y'(x) = {formula};  residual: R = g y''(x)" if formula else "",
+        formula=heading(formula or in_words(first), curvature or in_words(second)),
         expression=stated,
         cases=settings({}, {}) if cases is None else cases,
     )

@@ -47,6 +47,7 @@ SILU = elementwise(
     forward=lambda op: F.silu(op.self),
     backward=lambda op, gradient: torch.ops.aten.silu_backward(gradient, op.self),
     formula="s (1 + x (1 - s)),  s = sigmoid(x)",
+    curvature="s (1 - s) (2 + x (1 - 2 s))",
 )
 
 _t, _s = sympy.tanh(softplus(x)), sigmoid(x)
@@ -58,6 +59,7 @@ MISH = elementwise(
     forward=lambda op: F.mish(op.self),
     backward=lambda op, gradient: torch.ops.aten.mish_backward(gradient, op.self),
     formula="t + x s (1 - t^2),  t = tanh(softplus(x)),  s = sigmoid(x)",
+    curvature="s (1 - t^2) (2 + x (1 - s - 2 t s))",
 )
 
 
@@ -87,6 +89,7 @@ def _gelu() -> Rule:
         backward=lambda op, gradient: torch.ops.aten.gelu_backward(gradient, op.self, approximate=op.approximate),
         cases=settings({}, {"approximate": "tanh"}),
         formula="Phi(x) + x phi(x),  phi = Phi', the normal density,  Phi its integral or what torch takes for it",
+        curvature="2 phi(x) + x phi'(x),  for the normal density phi(x) (2 - x^2)",
     )
 
 

@@ -29,7 +29,8 @@ def refuse(op: Op) -> str | None:
 
 
 TO_NUMBER = replace(
-    elementwise("aten.pow", x ** attribute("exponent"), forward=lambda op: op.self**op.exponent, cases=_number_cases()),
+    elementwise("aten.pow", x ** attribute("exponent"), forward=lambda op: op.self**op.exponent, cases=_number_cases(),
+                formula="a x^(a - 1),  a the exponent", curvature="a (a - 1) x^(a - 2)"),
     refuse=refuse,
 )
 

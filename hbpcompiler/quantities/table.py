@@ -37,6 +37,7 @@ from hbpcompiler.quantities.vocabulary import (
     ALONG,
     BATCH_DIAGONAL,
     BLOCK,
+    CLIPPED,
     COLUMN_SUM,
     COLUMN_WEIGHTS,
     COUNTS,
@@ -75,7 +76,6 @@ from hbpcompiler.quantities.vocabulary import (
     SUM_GGN,
     SUM_GGN_MC,
     VECTORS,
-    WEIGHTED,
     Closing,
 )
 
@@ -117,7 +117,7 @@ TABLE: tuple[Quantity, ...] = (
     Quantity("batch_dot", "dot products of the samples' shares of the gradient, [N, N]", (Closing(GRADIENT, DOT),),
              batch_dot, instead=PAIRS),
     Quantity("clipped_grad", "sum over the samples of the gradients of l_n, each scaled down to max_norm",
-             (Closing(GRADIENT, NORM), Closing(WEIGHTED, SUM)), lambda c: c.get(WEIGHTED, SUM), of_each_loss=True,
+             (Closing(GRADIENT, NORM), Closing(CLIPPED, SUM)), lambda c: c.get(CLIPPED, SUM), of_each_loss=True,
              instead="it is a sum over samples, whatever the loss: add up your calls' results, or use into=",
              arguments=("max_norm",), summed=(Closing(GRADIENT, NORM),), brings=("norms",)),
     Quantity("norms", "norms of the gradients of l_n over all parameters, [N]", (Closing(GRADIENT, NORM),), norms,

@@ -25,9 +25,9 @@ CURVATURE = frozenset({GGN, GGN_MC, KFRA, *WEIGHED})
 """Those that begin with square roots, or with averages, of the loss's own curvature."""
 LOSS = "loss"
 """What travels nowhere: of the loss itself, for the whole batch."""
-WEIGHTED = "weighted"
+CLIPPED = "clipped"
 """The gradient stream once more, each sample's column times a number that is known when the first phase is over."""
-FIRST_ORDER = frozenset({GRADIENT, WEIGHTED})
+FIRST_ORDER = frozenset({GRADIENT, CLIPPED})
 """Streams of one column, that of the gradient."""
 
 

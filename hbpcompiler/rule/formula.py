@@ -92,3 +92,24 @@ def _number(op: Op, symbol: Symbol) -> Any:
     except AttributeError as error:
         raise RuleError(f"the formula reads '{symbol.name}', and {error}; its symbols are x, y, dy and "
                         "attribute(name) for an argument of the operation") from error
+
+
+LONGEST = 32
+"""Signs of a derivative that a heading says as it was written."""
+
+
+def in_words(written: Written) -> str:
+    """A derivative as headings write it, y (1 - y); nothing of one that is long, in pieces or differs between uses."""
+    if not isinstance(written, Expr) or written.has(sympy.Piecewise):
+        return ""
+    if not written.free_symbols or not written.free_symbols <= {x, y, dy}:
+        return ""
+    text = str(written).replace("**", "^").replace("*", " ").replace("/", " / ").replace("dy", "d")
+    return text if len(text) <= LONGEST else ""
+
+
+def heading(first: str, second: str) -> str:
+    """An elementwise rule's formula, of y' and y'' in words; nothing if neither is said."""
+    parts = [f"{sign} = {derivative}" + f" = {words}" * bool(words)
+             for sign, derivative, words in (("d", "y'(x)", first), ("dd", "y''(x)", second))]
+    return f"d S,  {parts[0]};  residual: R = g dd,  {parts[1]}" if first or second else ""

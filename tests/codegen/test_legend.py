@@ -38,8 +38,16 @@ def test_ends_of_names_are_explained():
 
 
 def test_what_is_but_turned_is_no_kind_of_result():
-    assert "sum_{nk}" not in legend("        turned = weight.t()\n")
-    assert "sum_{nk}" in legend("        turned_ggn_weight = weight.t()\n")
+    assert "turned" not in legend("        turned = weight.t()\n")
+    assert SUFFIXES["turned"] in legend("        weight_turned = weight.t()\n")
+
+
+def test_squares_in_bases_are_no_bases_and_no_other_squares():
+    text = legend("        basis_squares_ggn_weight = x\n        in_basis_S_weight = x\n")
+    assert "basis_squares_ sum_{nk} (Q_B^T T Q_A)^2" in text
+    assert "in_basis_ T in its bases" in text
+    assert LEGEND["basis"] not in text
+    assert f"squares_ {LEGEND['squares']}" not in text
 
 
 def test_letters_of_formulas_are_explained():

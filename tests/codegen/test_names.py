@@ -294,3 +294,14 @@ def test_statistics_and_lying_are_said_in_names():
     saved = set(re.findall(r'saved\[path \+ "\.(\w+)"\]', text))
     assert saved >= {"self_attn_softmax", "norm1", "norm1_mean", "norm1_rstd"}
     assert "2 ** -0.5" in text
+
+
+def test_what_meets_the_gradient_is_called_so_and_bases_are_no_factors():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(64, 3))
+    batch = torch.randn(2, 1, 6, 6), torch.tensor([0, 1])
+    code = hbp.compile(model, quantities=["cross", "ekfac", "diag_h"], example_inputs=batch, verify=False).code
+    assert re.search(r"T_g_weight_0\w* = ", code)
+    assert not re.search(r"T_S_weight_\w+ = .*\bg_", code)
+    assert re.search(r"eigenbasis_B_weight_3 = torch\.linalg\.eigh", code)
+    assert re.search(r"^ *squares_R_weight_0 = .*(\n.*)*?, einsum nop,nip->oi$", code, re.M)
+    assert not re.search(r"\b(total|conv2d_0_product|\w+_weight_0_2) = ", code.partition("# ---- backward")[2])

@@ -121,6 +121,12 @@ def test_a_reshape_by_lengths_that_it_states_is_an_unflatten():
     assert text == "x.unflatten(1, (2, 4))"
 
 
+@pytest.mark.parametrize(("shape", "text"), [
+    ((1, 8), "x.unsqueeze(0)"), ((8, 1), "x.unsqueeze(1)"), ((2, 4), "x.unflatten(0, (2, 4))")])
+def test_a_reshape_to_an_axis_of_length_one_more_says_so(shape, text):
+    assert reshaped(lambda x: shape, ("8",), tuple(map(str, shape))) == text
+
+
 def test_a_length_read_from_a_shape_is_not_taken_for_a_number():
     """A chunk's, in a loop inside another, was 8 where it was looked at, and may be anything."""
     text = reshaped(lambda x: (operator.add(x.shape[:2], (1, 1)),), ("1", "8"), ("1", "8", "1", "1"))

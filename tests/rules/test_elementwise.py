@@ -1,7 +1,10 @@
 """What the elementwise engine writes: saved output instead of input, shared parts, dtypes kept, torch's kinks."""
 
+import re
+
 import pytest
 import torch
+from sympy.parsing.sympy_parser import convert_xor, implicit_multiplication, parse_expr, standard_transformations
 
 from hbpcompiler.elementwise import attribute, derivatives, elementwise, sympy, x, y
 from hbpcompiler.errors import RuleError
@@ -112,3 +115,24 @@ def test_at_a_limit_that_is_a_tensor_the_slope_is_torchs(name):
     op = Op({"self": value.detach(), name.removeprefix("clamp_"): limit}, {}, {"self": (3,)})
     found = builtin().find(f"aten.{name}", "Tensor").jac_t["self"](op, torch.ones(1, 1, 3))
     assert torch.equal(found.squeeze(1), expected)
+
+
+SAID = re.compile(r"d S,  d = y'\(x\) = (?P<first>.+);  residual: R = g dd,  dd = y''\(x\) = (?P<second>.+)")
+SPELT = (*standard_transformations, convert_xor, implicit_multiplication)
+
+
+@pytest.mark.parametrize("operation", ["sigmoid", "tanh", "silu", "mish", "exp", "rsqrt", "reciprocal", "atanh"])
+def test_derivatives_of_headings_are_those_of_the_operation(operation):
+    """What a heading says in words, read by sympy: its later parts are what letters stand for."""
+    found = SAID.fullmatch(builtin().find(f"aten.{operation}", "").formula)
+    at = torch.tensor(0.37, dtype=torch.float64, requires_grad=True)
+    output = getattr(torch.ops.aten, operation)(at)
+    (slope,) = torch.autograd.grad(output, at, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, at)
+    known = {"x": at.item(), "y": output.item(), "d": slope.item(), "sigmoid": lambda u: 1 / (1 + sympy.exp(-u)),
+             "softplus": lambda u: sympy.log(1 + sympy.exp(u))}
+    first, *letters = found["first"].split(",  ")
+    for letter, _, value in (part.partition(" = ") for part in reversed(letters)):
+        known[letter] = parse_expr(value, known, SPELT)
+    assert float(parse_expr(first, known, SPELT)) == pytest.approx(slope.item(), rel=1e-12)
+    assert float(parse_expr(found["second"], known, SPELT)) == pytest.approx(curvature.item(), rel=1e-12)

@@ -56,7 +56,7 @@ from hbpcompiler.rule import Contraction, Op
 PART = {SUM: "sum", EACH: "each", NORM: "squared_norm", DIAGONAL: "squares", POSITIVE: "positive", NEGATIVE: "negative",
         FACTOR: "B", INPUT_FACTOR: "A", REDUCED_FACTOR: "reduced_B", REDUCED_INPUT_FACTOR: "reduced_A",
         BATCH_DIAGONAL: "each_square", VECTORS: "vectors", DOT: "dot", GRAM: "gram", CROSS: "cross",
-        PROJECT: "projected", COLUMN_SUM: "weighted", IN_BASES: "turned",
+        PROJECT: "projected", COLUMN_SUM: "column_sum", IN_BASES: "basis_squares",
         ALONG: "along", HISTOGRAM: "histogram", HISTOGRAM_2D: "histogram_2d"}
 """How a closing is named in generated code."""
 
@@ -214,7 +214,7 @@ def put(backward: Backward, parameter: Value, closing: Closing, result: Any) -> 
 
 def name_of(backward: Backward, parameter: Value, closing: Closing) -> str:
     """What a parameter's closing is called, once all its pieces are there."""
-    stream = [closing.stream] if closing.stream else []
+    stream = [closing.stream.removeprefix("sum_")] if closing.stream else []  # a column_sum, of sum_ggn
     return "_".join([PART[closing.kind], *stream, backward.matched.names[parameter.name]])
 
 

@@ -169,7 +169,8 @@ def born(backward: Backward, step: Widen, root: Any, unit: Any) -> Any:
     value = step.operation.tensors[step.slot]
     if _same_for_all(backward, step.operation, step.slot):
         # Once for all samples.
-        rows = jac_t(unit.unsqueeze(0).reshape(1, -1, *outer))
+        units = unit.unsqueeze(0).reshape(1, -1, *outer)
+        rows = jac_t(otherwise_named(units, f"identity_{backward.matched.names[step.operation.name]}"))
         otherwise_named(rows, f"jacobian_{backward.matched.names[value.name]}")
         return over(root, value) * rows
     scaled = root.unsqueeze(-1) * unit

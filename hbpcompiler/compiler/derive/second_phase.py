@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from hbpcompiler import clipping
 from hbpcompiler.compiler.derive.backward import Backward
 from hbpcompiler.compiler.derive.close import put
@@ -11,10 +13,13 @@ from hbpcompiler.quantities import EACH, GRADIENT, SUM, Closing
 
 
 def weigh_samples(backward: Backward, step: Weights) -> None:
-    """The norms, now that they are complete, and the samples' weights [N]."""
-    norms = named(clipping.norms_of(backward.sums[step.total]), f"norms{_suffix(backward, step.total)}")
-    weights = clipping.weights(backward.plan.clipping, norms, backward.bounds[step.total.group])
-    backward.weighing[step.total] = named(weights, f"clip{_suffix(backward, step.total)}")
+    """The norms, now that they are complete, and the samples' weights [N]; of all parameters under a heading of their
+    own."""
+    own = backward.writer.block("clipping", "backward", f"clip[n] = {clipping.STYLES[backward.plan.clipping]}")
+    with own if step.total.group == clipping.ALL else nullcontext():
+        norms = named(clipping.norms_of(backward.sums[step.total]), f"norms{_suffix(backward, step.total)}")
+        weights = clipping.weights(backward.plan.clipping, norms, backward.bounds[step.total.group])
+        backward.weighing[step.total] = named(weights, f"clip{_suffix(backward, step.total)}")
 
 
 def _suffix(backward: Backward, total: Total) -> str:

@@ -50,6 +50,9 @@ def _multiply(graph: fx.Graph, node: fx.Node, pixel_by_pixel: bool) -> None:
         return
     summed = "".join(letter for letter in left if letter in right)
     own, other = (letters.translate(dict.fromkeys(map(ord, summed))) for letters in (left, right))
+    if own + summed == left and right == summed + other and result == own + other and len(right) == 2:
+        _multiply_rows(graph, node, operands)
+        return
     if not summed or len(own) != 1 or len(other) != 1 or result != own + other:
         return  # not a matrix product
     square = operands[0] is operands[1] and left.replace(own, other) == right
@@ -62,6 +65,8 @@ def _multiply(graph: fx.Graph, node: fx.Node, pixel_by_pixel: bool) -> None:
             second = first if square else _matrix(graph, node, operands[1], right, other, summed)
             product = graph.call_function(operator.matmul, (first, transposed(graph, node, second)))
     meta.move(product, node)
+    if product.target is operator.matmul and any(summed not in letters for letters in (left, right)):
+        meta.set_equation(product, f"{terms}->{result}")
     node.replace_all_uses_with(product)
     graph.erase_node(node)
 
@@ -87,6 +92,15 @@ def _multiply_entries(graph: fx.Graph, node: fx.Node, operands: Sequence[fx.Node
     meta.place(product, node)
     meta.move(total, node)
     node.replace_all_uses_with(total)
+    graph.erase_node(node)
+
+
+def _multiply_rows(graph: fx.Graph, node: fx.Node, operands: Sequence[fx.Node]) -> None:
+    """einsum("nko,oz->nkz", x, matrix) is x @ matrix."""
+    with graph.inserting_before(node):
+        product = graph.call_function(operator.matmul, tuple(operands))
+    meta.move(product, node)
+    node.replace_all_uses_with(product)
     graph.erase_node(node)
 
 

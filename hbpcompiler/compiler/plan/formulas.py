@@ -32,11 +32,13 @@ from hbpcompiler.compiler.trace.graph import N
 from hbpcompiler.quantities import (
     ALONG,
     BATCH_DIAGONAL,
+    CLIPPED,
     COLUMN_SUM,
     CROSS,
     DIAGONAL,
     DOT,
     EACH,
+    EIGEN,
     FACTOR,
     GGN,
     GGN_MC,
@@ -52,7 +54,6 @@ from hbpcompiler.quantities import (
     POSITIVE,
     PROJECT,
     SUM,
-    WEIGHTED,
 )
 from hbpcompiler.rule import LossRule, Rule
 
@@ -65,6 +66,7 @@ CLOSINGS: Mapping[str, str] = {
 }
 """What is made of T; in this order."""
 WHOLE = "B = sum T T^T"
+EIGENBASIS = "Q_B and eigenvalues of sum T T^T"
 SECOND = "second phase: sum_n clip[n] T"
 """Of what is weighed once the norms are known."""
 LOSS = "g = {}grad l_n"
@@ -74,7 +76,7 @@ MULTIPLE = "v: what the loss multiplies this l_n by"
 BORN = ";  residual: "
 """Divides a rule's formula."""
 LOCAL = "d S,  d = y'(x)"
-ELEMENTWISE = f"{LOCAL}{BORN}R = g y''(x)"
+ELEMENTWISE = f"{LOCAL}{BORN}R = g dd,  dd = y''(x)"
 """That of a rule with a local derivative."""
 WIDENED = "diagonals to columns: sqrt|R_k| J^T e_k"
 """What a `Widen` makes of each coordinate of a diagonal."""
@@ -116,7 +118,7 @@ def formulas(steps: Iterable[Step], matched: Matched) -> dict[str, Formulas]:
 def is_second(step: Step) -> bool:
     """Whether it is part of a second phase."""
     piece = getattr(step, "piece", None)
-    return isinstance(step, Weights | Weigh | SumEach) or (piece is not None and piece.stream == WEIGHTED)
+    return isinstance(step, Weights | Weigh | SumEach) or (piece is not None and piece.stream == CLIPPED)
 
 
 def _formula(steps: Sequence[Step], matched: Matched) -> str:
@@ -214,7 +216,7 @@ class _Ends:
             if self.of_cotangent and self.of_cotangent == other.of_cotangent and self._has_factor == other._has_factor:
                 own = [factor for factor in self.factors if factor not in other.factors]
                 return ", ".join([f"likewise, {whole}", *own])
-        has_cotangent = bool(self.of_cotangent) or WHOLE in self.factors
+        has_cotangent = bool(self.of_cotangent) or any(factor in self.factors for factor in (WHOLE, EIGENBASIS))
         return ", ".join([whole] * has_cotangent + [text for text in self.formulas if text != "T"])
 
     @property
@@ -232,6 +234,11 @@ def _ends(closes: Sequence[Close | Tied]) -> _Ends:
     factors += [AVERAGED] * (MATRIX in forms)
     if INPUT_FACTOR in kinds:
         factors.append("A = sum U U^T")
+    if EIGEN in kinds and site.features:
+        kinds.add(IN_BASES)
+        factors += ["Q_B eigenvectors of sum S S^T", "Q_A of sum U U^T"]
+    elif EIGEN in kinds:
+        factors.append(EIGENBASIS)
     made = tuple(text for kind, text in CLOSINGS.items() if kind in kinds)
     return _Ends(_cotangent(site), made, tuple(factors))
 

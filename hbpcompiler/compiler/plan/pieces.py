@@ -9,6 +9,7 @@ from typing import Any
 from hbpcompiler.compiler.routes import COLUMNS, MATRIX
 from hbpcompiler.compiler.trace.graph import N, Value
 from hbpcompiler.quantities import (
+    CLIPPED,
     GGN,
     GGN_MC,
     GRADIENT,
@@ -19,11 +20,10 @@ from hbpcompiler.quantities import (
     RESIDUAL_PARTS,
     SUM_GGN,
     SUM_GGN_MC,
-    WEIGHTED,
 )
 
 PREFIX = {GRADIENT: "g", GGN: "S", GGN_MC: "M", RESIDUAL: "R", RESIDUAL_MC: "Q", RESIDUAL_PARTS: "P", KFRA: "G",
-          OUTPUT: "J", WEIGHTED: "C", SUM_GGN: "W", SUM_GGN_MC: "Z"}
+          OUTPUT: "J", CLIPPED: "C", SUM_GGN: "W", SUM_GGN_MC: "Z"}
 """How the values of a stream are named in generated code."""
 BEFORE_MEAN = "H"
 """KFRA's stream is averaged where the model ends; before that it is the Hessian of each l_n in the output."""

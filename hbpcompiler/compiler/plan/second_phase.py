@@ -26,10 +26,10 @@ from hbpcompiler.compiler.plan.steps import Close, Pull, Seed, Step, Tied
 from hbpcompiler.compiler.routes import Site, choose, seconds
 from hbpcompiler.compiler.trace.graph import Operation
 from hbpcompiler.options import Options
-from hbpcompiler.quantities import EACH, GRADIENT, NORM, QUANTITIES, SUM, WEIGHTED, Closing, closings_of
+from hbpcompiler.quantities import CLIPPED, EACH, GRADIENT, NORM, QUANTITIES, SUM, Closing, closings_of
 
 SQUARED_NORM = Closing(GRADIENT, NORM)
-CLIPPED = Closing(WEIGHTED, SUM)
+CLIPPED_SUM = Closing(CLIPPED, SUM)
 
 
 def totals_of(matched: Matched, options: Options) -> tuple[Total, ...]:
@@ -54,7 +54,7 @@ class Planned:
 def with_second_phase(steps: Sequence[Step], totals: Sequence[Total], closings: Collection[Closing], matched: Matched,
                       resources: Resources) -> Planned:
     """The steps, and behind the last that adds to a total those that end its weighted columns, if any are asked for."""
-    if not totals or not any(CLIPPED in closings_of(closings, key) for key in totals[0].parameters):
+    if not totals or not any(CLIPPED_SUM in closings_of(closings, key) for key in totals[0].parameters):
         return Planned(list(steps))
     uses = _uses(steps, {key for total in totals for key in total.parameters})
     formed = decided("formed", lambda: _formed(steps, uses, resources))
@@ -105,7 +105,7 @@ def _uses(steps: Iterable[Step], wanted: Collection[str]) -> dict[str, list[Clos
 
 def _weighted(use: Close, number: int) -> Piece:
     assert use.piece is not None
-    return replace(use.piece, name="C" if number == 1 else f"C{number}", stream=WEIGHTED)
+    return replace(use.piece, name="C" if number == 1 else f"C{number}", stream=CLIPPED)
 
 
 def _completed(steps: Sequence[Step], total: Total) -> tuple[int, Operation]:

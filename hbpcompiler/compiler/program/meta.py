@@ -92,6 +92,11 @@ def result(node: fx.Node) -> str:
     return node.meta.get("result") or ""
 
 
+def equation(node: fx.Node) -> str:
+    """The einsum that a product of matrices is, where its operands do not show it; or nothing."""
+    return node.meta.get("equation") or ""
+
+
 def subject(node: fx.Node) -> str:
     """What it is a part of: "S_weight_0" where columns S end at that parameter; or nothing."""
     return node.meta.get("subject") or ""
@@ -226,6 +231,11 @@ def set_subject(node: fx.Node, name: str) -> None:
     """Say what it is a part of."""
     if name:
         node.meta["subject"] = name
+
+
+def set_equation(node: fx.Node, einsum: str) -> None:
+    """Say of a product of matrices whose axes were moved which einsum it is."""
+    node.meta["equation"] = einsum
 
 
 def set_letters(node: fx.Node, found: str) -> None:

@@ -189,7 +189,9 @@ def _seen(site: Site, op: Op, product: Any) -> Any:
     if not site.features:
         size = math.prod(site.shape)
         rows = product.reshape(product.shape[0], product.shape[1], size) @ op.argument("outer")
+        otherwise_named(rows, "in_basis_")
         return rows if len(site.theta) == 1 else rows.reshape(product.shape)
     letters, shared, own, met = site.letters[2], site.shared, site.outer, site.features
     seen = einsum(f"{letters},{shared}{own}z->{letters.replace(own, 'z')}", product, op.argument("outer"))
-    return einsum(f"{letters},{shared}{met}z->{letters.replace(met, 'z')}", seen, op.argument("inner"))
+    both = einsum(f"{letters},{shared}{met}z->{letters.replace(met, 'z')}", seen, op.argument("inner"))
+    return otherwise_named(both, "in_basis_")

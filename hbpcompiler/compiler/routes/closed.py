@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.cost.figures import Cost
+from hbpcompiler.compiler.program.writer import otherwise_named
 from hbpcompiler.compiler.routes.building_blocks import (
     columns_of,
     diagonal_of,
@@ -45,7 +46,8 @@ class DiagonalForm(Route):
 
         def close(diagonal: Any, kept: str = "") -> Any:
             if site.has_operand:
-                return einsum(f"{letters},{right}->{kept}{site.theta}", diagonal, operand_of(use).square())
+                closed = einsum(f"{letters},{right}->{kept}{site.theta}", diagonal, operand_of(use).square())
+                return closed if kept else otherwise_named(closed, "squares_")
             return sum_out(diagonal, letters, kept + site.theta)
 
         results: dict[str, Any] = {}

@@ -14,9 +14,12 @@ from typing import Any
 import torch
 
 from hbpcompiler.compiler.cost.figures import Cost
-from hbpcompiler.compiler.program.writer import otherwise_named
+from hbpcompiler.compiler.program.writer import named, otherwise_named
 from hbpcompiler.compiler.routes.site import COLUMNS, DIAGONAL_FORM, NOTHING, Route, Site, Use
 from hbpcompiler.quantities import EIGEN, FACTOR, IN_BASES, INPUT_FACTOR, EigenPart
+
+LETTERS = {FACTOR: "B", INPUT_FACTOR: "A"}
+"""What factors are called in front of their parameters' names."""
 
 
 class Eigenbasis(Route):
@@ -48,16 +51,19 @@ class Eigenbasis(Route):
         return total
 
     def write(self, site: Site, use: Use, kinds: frozenset[str]) -> Mapping[str, Any]:
-        eigenvalues, outer = _eigh(site, self._closed(site, use, FACTOR))
+        eigenvalues, outer = _eigh(site, use, self._closed(site, use, FACTOR), FACTOR)
         if not site.features:
             return {EIGEN: EigenPart(None, outer, eigenvalues)}
-        _, inner = _eigh(site, self._closed(_inputs(site), use.alone or use, INPUT_FACTOR))
+        _, inner = _eigh(site, use, self._closed(_inputs(site), use.alone or use, INPUT_FACTOR), INPUT_FACTOR)
         squares = self._closed(site, replace(use, bases=(inner, outer)), IN_BASES)
-        return {EIGEN: EigenPart(inner, outer, otherwise_named(squares, "moments_"))}
+        return {EIGEN: EigenPart(inner, outer, otherwise_named(squares, "basis_squares_"))}
 
     def _closed(self, site: Site, use: Use, kind: str) -> Any:
         (choice,) = self.choose(site, frozenset({kind}))
-        return choice.route.write(site, use, choice.kinds)[kind]
+        closed = choice.route.write(site, use, choice.kinds)[kind]
+        if kind not in LETTERS:
+            return closed
+        return otherwise_named(closed, _called(use, kind))
 
 
 def _inputs(site: Site) -> Site:
@@ -65,10 +71,15 @@ def _inputs(site: Site) -> Site:
     return replace(site, form=NOTHING, columns=0, signed=False)
 
 
-def _eigh(site: Site, matrix: Any) -> tuple[Any, Any]:
+def _called(use: Use, kind: str) -> str:
+    """A factor's name: its letter and its parameter."""
+    return f"{LETTERS[kind]}_{use.writer.tracer.subject.partition('_')[2]}"
+
+
+def _eigh(site: Site, use: Use, matrix: Any, kind: str) -> tuple[Any, Any]:
     """Eigenvalues and eigenvectors (as columns), of a half-precision matrix in single precision."""
     if site.itemsize >= 4:
         found = torch.linalg.eigh(matrix)
-        return otherwise_named(found[0], "eigenvalues_"), found[1]
+        return otherwise_named(found[0], "eigenvalues_"), named(found[1], f"eigenbasis_{_called(use, kind)}")
     found = torch.linalg.eigh(matrix.float())
-    return found[0].type_as(matrix), found[1].type_as(matrix)
+    return found[0].type_as(matrix), named(found[1].type_as(matrix), f"eigenbasis_{_called(use, kind)}")

@@ -30,10 +30,11 @@ def flat(product: Any) -> Any:
     return product.flatten(2).flatten(0, 1)
 
 
-def added_gram(total: Any, product: Any, kind: str, of_other: Callable[[], Any]) -> Any:
+def added_gram(writer: Writer, total: Any, product: Any, kind: str, of_other: Callable[[], Any]) -> Any:
     """The total with the inner products of T, or of a part of its entries; `of_other` makes the gradient's T."""
     if kind == CROSS:
-        return total.addmm_(flat(product), flat(of_other()).t())
+        with writer.about(f"g_{writer.tracer.subject.partition('_')[2]}"):
+            return total.addmm_(flat(product), flat(of_other()).t())
     return add_gram_(total, flat(product))
 
 
@@ -164,7 +165,8 @@ class PartsOfProduct(Route):
                 return _by_samples(site.equation, site.shape, use, use.writer, use.op, columns, samples)
 
             product = whole(columns)
-            return {kind: added_gram(use.totals[kind], product, kind, lambda: whole(other)) for kind in sorted(kinds)}
+            return {kind: added_gram(use.writer, use.totals[kind], product, kind, lambda: whole(other))
+                    for kind in sorted(kinds)}
         first = f"n{letter}" + left[1:].replace(letter, "")
         sliced = {"columns": columns.movedim(left.index(letter), 1)}
         if other is not None:
@@ -186,7 +188,7 @@ class PartsOfProduct(Route):
 
             product = product_of(part["columns"])
             for kind in sorted(kinds):
-                added_gram(part.totals[kind], product, kind, lambda: product_of(part["other"]))
+                added_gram(part.writer, part.totals[kind], product, kind, lambda: product_of(part["other"]))
 
         totals = {kind: use.totals[kind] for kind in sorted(kinds)}
         return use.writer.loop(body, op=None, sliced=sliced, chunk=chunk, totals=totals, axis=1, letter=letter)

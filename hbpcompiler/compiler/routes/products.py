@@ -118,8 +118,8 @@ class WholeProduct(Route):
         if VECTORS in kinds:
             results[VECTORS] = product
         for kind in sorted(kinds & INNER):
-            results[kind] = added_gram(use.totals[kind], product, kind, lambda: product_of(site, use,
-                                                                                          columns=use.other))
+            results[kind] = added_gram(use.writer, use.totals[kind], product, kind,
+                                       lambda: product_of(site, use, columns=use.other))
         for kind in sorted(kinds & {FACTOR, REDUCED_FACTOR}):
             flat = product.flatten(2) if len(theta) > 1 else product
             weighted = flat if not site.signed else flat * use.signs.unsqueeze(2)

@@ -11,10 +11,10 @@ from hbpcompiler.compiler.plan.phases import SumEach, Total, Weigh, Weights
 from hbpcompiler.compiler.plan.pieces import Piece
 from hbpcompiler.compiler.program.writer import Writer
 from hbpcompiler.compiler.routes import COLUMNS
-from hbpcompiler.quantities import EACH, GRADIENT, NORM, SUM, WEIGHTED, Closing
+from hbpcompiler.quantities import CLIPPED, EACH, GRADIENT, NORM, SUM, Closing
 from tests.compiler.derive.carried import BENT, GRAPH, LAST, MATCHED, SAMPLES, planned
 
-G, C = Piece("g", GRADIENT, COLUMNS, 1, False), Piece("C", WEIGHTED, COLUMNS, 1, False)
+G, C = Piece("g", GRADIENT, COLUMNS, 1, False), Piece("C", CLIPPED, COLUMNS, 1, False)
 TOTAL = Total(clipping.ALL, Closing(GRADIENT, NORM), ("b.weight",))
 (PARAMETER,) = [value for value in GRAPH.state if value.key == "b.weight"]
 SQUARES = torch.tensor([0.0, 0.25, 16.0])
@@ -69,6 +69,6 @@ def test_per_sample_gradients_are_summed():
 
     each, weights = torch.randn(SAMPLES, 2, 4), torch.rand(SAMPLES)
     found = run(SumEach(LAST, PARAMETER, C, None, TOTAL), prepare,
-                lambda state: state.closed["b.weight"][Closing(WEIGHTED, SUM)], each, weights)
+                lambda state: state.closed["b.weight"][Closing(CLIPPED, SUM)], each, weights)
     torch.testing.assert_close(found, (weights[:, None, None] * each).sum(0))
     assert HANDLERS[SumEach] is second_phase.sum_each

@@ -15,6 +15,7 @@ from hbpcompiler.compiler.cost.meter import Meter
 from hbpcompiler.compiler.optimise.in_place import write_in_place
 from hbpcompiler.compiler.optimise.matrix_products import multiply_matrices
 from hbpcompiler.compiler.optimise.onednn import multiply_by_onednn
+from hbpcompiler.compiler.program import meta
 from hbpcompiler.compiler.program.products import onednn_linear, product_over_pixels
 from hbpcompiler.reference import reference, relative_error
 from hbpcompiler.rule.image_patches import patch_rows, patches
@@ -22,7 +23,8 @@ from tests.selection import slow
 
 QUANTITIES = ["grad", "variance", "diag_ggn", "diag_h", "kflr"]
 PRODUCTS = ["no,ni->oi", "ni,nz->iz", "nko,nkz->oz", "kno,kni->oi", "on,in->oi", "ab,bc->ac", "nko,nik->oi",
-            "nip,nzp->iz", "nkop,nkzp->oz", "nkpo,nkzp->oz", "onk,kni->oi"]
+            "nip,nzp->iz", "nkop,nkzp->oz", "nkpo,nkzp->oz", "onk,kni->oi",
+            "nko,oz->nkz", "nkoi,iz->nkoz"]
 OTHERS = ["no,ni->io", "no,ni->noi", "nko,ni->oi", "ab,b->a", "nkop,nip->nkoi", "ij,nmj->inm", "oi,oi->oi"]
 ENTRIES = ["nopi,nopi->oi", "na,na->n", "nk,nk->k", "abc,abc->b", "oi,oi->"]
 
@@ -42,6 +44,16 @@ def test_einsums_keep_their_value(equation, lengths, pixel_by_pixel, seed):
     assert (torch.einsum in targets) == (equation in OTHERS)
     assert (operator.mul in targets) == (equation in ENTRIES)
     assert (product_over_pixels in targets) == (pixel_by_pixel and equation == "nkop,nkzp->oz")
+
+
+@pytest.mark.parametrize(("equation", "said"), [
+    ("nop,nip->oi", "nop,nip->oi"), ("no,ni->oi", ""), ("npo,npi->oi", ""), ("nko,oz->nkz", "")])
+def test_a_product_of_what_was_moved_says_which_einsum_it_is(equation, said):
+    graph = fx.Graph()
+    graph.output(graph.call_function(torch.einsum, (equation, graph.placeholder("x"), graph.placeholder("y"))))
+    multiply_matrices(graph)
+    (product,) = [node for node in graph.nodes if node.target is operator.matmul]
+    assert meta.equation(product) == said
 
 
 @given(st.integers(1, 5), st.integers(0, 2**31))

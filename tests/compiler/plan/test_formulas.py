@@ -53,10 +53,23 @@ def test_closings(quantity, expected, absent):
 
 def test_elementwise_and_loss():
     found = headings(mlp(), ["diag_h"], X, Y)
-    assert found["1: tanh"] == "columns back: d S,  d = y'(x);  residual: R = g y''(x)"
+    assert found["1: tanh"] == ("columns back: d S,  d = y'(x) = 1 - y^2;  "
+                                "residual: R = g dd,  dd = y''(x) = -2 d y")
     assert found["loss: cross_entropy_loss"].startswith("l_n: -sum_c q_c log p_c,  p = softmax(x)")
     assert "g = grad l_n;  sum_k S S^T" in found["loss: cross_entropy_loss"]
     assert "residual" not in headings(mlp(), ["diag_ggn"], X, Y)["1: tanh"]
+
+
+def test_eigenvectors_and_clipping_say_what_they_are():
+    found = headings(mlp(), ["ekfac"], X, Y)["2: linear"]
+    assert ("weight: T = S[nko] U[ni], sum_{nk} (Q_B^T T Q_A)^2, Q_B eigenvectors of sum S S^T, Q_A of sum U U^T;  "
+            "bias: T = S[nko], Q_B and eigenvalues of sum T T^T") in found
+    code = hbp.compile(mlp(), quantities=["clipped_grad"], example_inputs=(X, Y)).code
+    heading = "# clipping    clip[n] = min(1, max_norm / |g_n|), norms over all parameters\n"
+    assert code.count(heading) == 1
+    below = code.partition(heading)[2].splitlines()
+    assert [line.split(" = ")[0].strip() for line in below[:3]] == ["norms", "clip", ""]
+    assert "# 2: linear    second phase: sum_n clip[n] T" in code.partition(heading)[2]
 
 
 @pytest.mark.parametrize(("loss", "quantities", "expected"), [
@@ -102,7 +115,7 @@ def test_what_an_end_of_the_loss_sends_off_is_said_of_that_end(loss, quantity, e
 def test_factors_that_were_averaged_are_no_sums():
     alone, beside = (headings(mlp(), quantities, X, Y)["0: linear"] for quantities in (["kfra"], ["kfra", "kflr"]))
     assert "weight: B = G (kfra), A = sum U U^T" in alone
-    assert headings(mlp(), ["kfra"], X, Y)["1: tanh"] == f"columns back: d S,  d = y'(x);  {MATRICES}"
+    assert headings(mlp(), ["kfra"], X, Y)["1: tanh"] == f"columns back: d S,  d = y'(x) = 1 - y^2;  {MATRICES}"
     assert MATRICES not in headings(mlp(), ["kflr"], X, Y)["1: tanh"]
     assert "weight: B = sum S S^T, B = G (kfra), A = sum U U^T" in beside
 

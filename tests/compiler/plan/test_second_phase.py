@@ -11,7 +11,7 @@ from hbpcompiler.compiler.plan.pieces import Piece
 from hbpcompiler.compiler.plan.second_phase import notes, totals_of, with_second_phase
 from hbpcompiler.compiler.plan.steps import Close, Pull
 from hbpcompiler.compiler.routes import COLUMNS
-from hbpcompiler.quantities import EACH, GRADIENT, NORM, SUM, WEIGHTED
+from hbpcompiler.quantities import CLIPPED, EACH, GRADIENT, NORM, SUM
 from tests import stages
 from tests.clipped import AGAIN_LIMITS, FORMED_LIMITS, KEPT_LIMITS
 from tests.compiler.derive.carried import planned as by_hand
@@ -41,7 +41,7 @@ def test_kept_columns_are_weighed_at_each_operation_with_parameters():
     assert (plan.second.way, plan.second.formed) == (KEPT, ())
     assert names(second(plan)) == [("Weigh", "g"), ("Close", "C"), ("Close", "C")] * 3
     assert plan.second.kept_bytes == 4 * (3 + 6 + 5)
-    assert Piece("C", WEIGHTED, COLUMNS, 1, False) in {step.into for step in plan.steps if isinstance(step, Weigh)}
+    assert Piece("C", CLIPPED, COLUMNS, 1, False) in {step.into for step in plan.steps if isinstance(step, Weigh)}
 
 
 def test_weighted_seeds_go_all_the_way_back():
@@ -52,7 +52,7 @@ def test_weighted_seeds_go_all_the_way_back():
     assert first.value.name == plan.steps[0].operation.tensors["self"].name
     assert not any(isinstance(step, Weigh) for step in rest)
     assert [type(step) for step in rest].count(Pull) == len(plan.second.repeated) == 4
-    assert {step.piece.stream for step in rest} == {WEIGHTED}
+    assert {step.piece.stream for step in rest} == {CLIPPED}
 
 
 def test_per_sample_gradients_are_summed_where_they_are_formed():
@@ -134,4 +134,4 @@ def test_a_second_phase_stands_behind_the_block_that_completes_the_norms():
     start = next(number for number, step in enumerate(plan.steps) if isinstance(step, Weights))
     before, behind = plan.steps[start - 1], [step for step in plan.steps[start:] if isinstance(step, Close)]
     assert isinstance(before, Close)
-    assert {step.piece.stream for step in behind} == {WEIGHTED}
+    assert {step.piece.stream for step in behind} == {CLIPPED}
