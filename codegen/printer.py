@@ -61,7 +61,8 @@ def function_name(target: Any) -> str:
     if isinstance(target, torch._ops.OpOverloadPacket):
         return f"torch.ops.{target._qualified_op_name.replace('::', '.')}"
     if isinstance(target, torch._ops.OpOverload):
-        return f"{function_name(target.overloadpacket)}.{target._overloadname}"
+        packet = function_name(target.overloadpacket)  # of torch's own operations arguments tell the overload
+        return packet if target.namespace == "aten" else f"{packet}.{target._overloadname}"
     if target in FALLBACKS or isinstance(target, Composite):
         return str(target.__name__)
     name = _public_names().get(id(target))

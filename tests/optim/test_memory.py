@@ -116,10 +116,10 @@ def shallow():
 
 
 def normed():
-    """Of a norm torch's forward mode makes more tensors than of other layers; a single hidden one as wide as here
-    would take 1.16 programs."""
+    """Of a norm torch's forward mode makes more tensors than of other layers: without the last hidden layer it would
+    take 1.07 programs, without the last two more."""
     return nn.Sequential(nn.Linear(60, 60), nn.LayerNorm(60), nn.GELU(), nn.Linear(60, 60), nn.GELU(),
-                         nn.Linear(60, 10)), torch.randn(256, 60)
+                         nn.Linear(60, 60), nn.GELU(), nn.Linear(60, 10)), torch.randn(256, 60)
 
 
 def wide_inputs():
