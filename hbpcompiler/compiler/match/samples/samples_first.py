@@ -30,12 +30,7 @@ from hbpcompiler.compiler.match.samples.sample_wise import (
     sample_by_sample,
     signature,
 )
-from hbpcompiler.compiler.trace.graph import (
-    Graph,
-    N,
-    Operation,
-    Value,
-)
+from hbpcompiler.compiler.trace.graph import Graph, N, Operation, Value
 from hbpcompiler.rule import LossRule, Rule
 from hbpcompiler.rule.registry import Registry
 from hbpcompiler.rules.shared import written
@@ -70,10 +65,11 @@ def samples_first(graph: Graph, registry: Registry) -> tuple[Graph, list[str]]:
                        f"x.shape[-1]){missing}"]
 
 
-def _axes_to_samples(value: Value) -> Sequence[Any]:
-    """The axes of a value up to that of the samples. Shown in a shape where these are others, samples meet."""
-    last = max(axis for axis, length in enumerate(value.shape) if depends(length))
-    return value.shape[: last + 1]
+def _keeps_axes(operation: Operation, values: Sequence[Value]) -> bool:
+    """Another shape of the same numbers keeps samples apart if it has the same axes up to theirs."""
+    ends = [max(axis for axis, length in enumerate(value.shape) if depends(length)) + 1 for value in values]
+    shapes = {value.shape[:end] for value, end in zip(values, ends, strict=True)}
+    return operation.target not in written.RESHAPED or len(shapes) == 1
 
 
 def _of_whole_batch(length: Any) -> bool:
@@ -200,8 +196,9 @@ class _Rewriting:
         tensors = {slot: self._one(value, operation) for slot, value in operation.tensors.items()}
         rule = self.registry.find(operation.target, operation.overload)
         sampled = [value for value in operation.tensors.values() if any(map(depends, value.shape))]
-        alike = len({(len(value.shape), _axes_to_samples(value)) for value in (*sampled, operation.output)}) == 1
         output = Value(f"{operation.name}_one", (N, *of_one(operation.output)), operation.output.dtype, "result")
+        values = [*sampled, operation.output]
+        alike = len({len(value.shape) for value in values}) == 1 and _keeps_axes(operation, values)
         if isinstance(rule, Rule) and rule.merged and alike and self._orders_agree(sampled, operation.output):
             # It counts no axis from the front, so it need not be taken apart.
             self.operations.append(replace(operation, output=output, tensors=tensors))
