@@ -165,6 +165,7 @@ def main(how, folder):
     torch.save(({key: flat(total) for key, total in totals.items()}, text, eigen,
                 differing(totals[3], everyone, rank), unlike(everyone, rank, world, data), turning(everyone, rank)),
                folder / f"rank{rank}.pt")
+    torch.distributed.barrier()  # a rank that still waits for another's last word is aborted where that one is gone
     torch.distributed.destroy_process_group()
 
 
