@@ -25,6 +25,8 @@ BY_NAME = "\0name"
 OTHER_LETTER = re.compile(r"\b(?!(?:outer|n|k|N)\b)[A-Za-z_]\w*\b")
 """Of a number that is an argument."""
 MEBI = 2**20
+PRODUCTS = (" @ ", "onednn_linear(")
+"""How products of matrices are written."""
 VIEWS = frozenset({"reshape", "unflatten", "flatten", "view"})
 """Of a product, which is summed in the same way."""
 COUNTED = {"n": "samples", "k": "columns"}
@@ -101,12 +103,14 @@ def _bytes(node: fx.Node, chunk: int) -> int:
 
 
 def with_shape(line: str, node: fx.Node) -> str:
-    return line if "shape" not in node.meta else f"{line}  # {shape_text(node)}{_einsum(node)}"
+    return line if "shape" not in node.meta else f"{line}  # {shape_text(node)}{_einsum(line, node)}"
 
 
-def _einsum(node: fx.Node) -> str:
-    """Which einsum a line is, where its product of matrices does not show it."""
-    while not meta.equation(node) and called(node) in VIEWS and isinstance(node.args[0], fx.Node):
+def _einsum(line: str, node: fx.Node) -> str:
+    """Which einsum a line is, where its product of matrices does not show it; a product in a line of its own says it
+    there."""
+    multiplies = any(sign in line for sign in PRODUCTS)
+    while multiplies and not meta.equation(node) and called(node) in VIEWS and isinstance(node.args[0], fx.Node):
         node = node.args[0]
     return f", einsum {meta.equation(node)}" if meta.equation(node) else ""
 

@@ -40,7 +40,8 @@ def written(node: fx.Node) -> Written:
     packet = node.target.overloadpacket if isinstance(node.target, torch._ops.OpOverload) else node.target
     if not isinstance(packet, torch._ops.OpOverloadPacket):
         return Written(node.op, node.target, *_told(node, _of_torch(node)))
-    if node.target is not packet and not _is_of_aten(packet) and _is_one_of_several(node, packet):
+    if isinstance(node.target, torch._ops.OpOverload) and not _is_of_aten(packet) and _is_one_of_several(
+            node, node.target):
         return Written(node.op, node.target, node.args, node.kwargs)
     args, kwargs = _told(node, packet, places=True)
     if (sign := _operator(packet, args, kwargs)) is not None:
@@ -61,10 +62,10 @@ def _is_of_aten(packet: Any) -> bool:
     return bool(packet._qualified_op_name.startswith("aten::"))
 
 
-def _is_one_of_several(node: fx.Node, packet: Any) -> bool:
+def _is_one_of_several(node: fx.Node, overload: torch._ops.OpOverload) -> bool:
     """Whether other overloads may be meant, wherever arguments get their names: torch would take the first that fits,
     and the user's overloads may be any functions."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    packet, names = overload.overloadpacket, [argument.name for argument in overload._schema.arguments]
     return any(len(list(fitting(packet, node.args[:at], {**dict(zip(names[at:], node.args[at:], strict=False)),
                                                          **node.kwargs}))) > 1 for at in range(len(node.args) + 1))
 
