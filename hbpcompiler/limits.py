@@ -57,12 +57,17 @@ class Limits:
         8, "vectors", "of directions and column weights so many are planned for; a program serves every number", 1)
     spatial_bytes: int = limit(
         2**23, "bytes per sample", "columns of images beyond it go in chunks, as large as memory that is recycled")
+    few_columns: int = limit(
+        1, "columns", "so many, or fewer, are no more than what a gradient sends back: they go in chunks only where "
+        "that is predicted to be faster, or memory is limited")
     vector_bytes: int = limit(
         2**15, "bytes per sample", "columns of values with one axis beyond it go in chunks: those fit a cache")
     vector_chunk_bytes: int = limit(
         2**20, "bytes", "a chunk of these; matrix products are as fast on few samples, and caches cost no traffic")
     late_chunk_bytes: int = limit(
         2**20, "bytes", "a chunk of few columns, whose whole batch would be more than what is recycled")
+    late_time: float = limit(
+        1, "times", "and it goes in chunks if that is predicted to take less than so many times the time of the whole")
     all_columns_bytes: int = limit(
         2**28, "bytes per batch", "all columns together beyond it go in chunks of samples, whatever their ways")
     all_columns_chunk_bytes: int = limit(2**25, "bytes", "a chunk of all columns together")

@@ -81,7 +81,7 @@ def test_many_columns_are_kept_whole():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8, 4), nn.Sigmoid(), nn.Linear(4, 3))
     X, y = torch.randn(3, 1, 4, 4, dtype=torch.float64), torch.tensor([0, 2, 1])
-    limits = hbp.Limits(spatial_bytes=1, recycled_bytes=1, vector_bytes=1, vector_chunk_bytes=1)
+    limits = hbp.Limits(few_columns=0, spatial_bytes=1, recycled_bytes=1, vector_bytes=1, vector_chunk_bytes=1)
     agree(model.double(), nn.CrossEntropyLoss(), X, y, "hessian", limits)
 
 

@@ -18,7 +18,7 @@ from hbpcompiler.compiler.cost.quick import seconds_at_most
 from hbpcompiler.compiler.cost.rounds import rounds_of
 from tests.selection import slow
 
-EVERY = hbp.Limits(announced_seconds=0.0, spatial_bytes=2**12, recycled_bytes=2**12, vector_bytes=2**10)
+EVERY = hbp.Limits(announced_seconds=0.0, few_columns=0, spatial_bytes=2**12, recycled_bytes=2**12, vector_bytes=2**10)
 """Every call is long, and goes in chunks."""
 
 
@@ -89,7 +89,8 @@ def _interrupt(share: float) -> None:
 
 def test_of_calls_that_begin_at_once_one_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """While one counts its rounds, another has begun: it keeps its `range`, and ends in peace."""
-    compiled = hbp.compile(network(), quantities=["diag_h"], limits=hbp.Limits(spatial_bytes=2**12), verify=False)
+    limits = hbp.Limits(few_columns=0, spatial_bytes=2**12)
+    compiled = hbp.compile(network(), quantities=["diag_h"], limits=limits, verify=False)
     compiled(*batch(5))
     built = compiled._current()
     names = type(compiled.program).forward.__globals__

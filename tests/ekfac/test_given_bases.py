@@ -75,8 +75,8 @@ WAYS = {
     "as planned": None,
     "turned after, tiny chunks": Limits(route_times=AFTER, cache_bytes=1, one_by_one_bytes=0),
     "turned before, tiny chunks": Limits(route_times=((TurnedAfter.name, 1e9),), cache_bytes=1, one_by_one_bytes=0),
-    "samples in chunks": Limits(all_columns_bytes=1, all_columns_chunk_bytes=1000),
-    "tails": Limits(spatial_bytes=1, vector_bytes=1, recycled_bytes=100, vector_chunk_bytes=100),
+    "samples in chunks": Limits(few_columns=0, all_columns_bytes=1, all_columns_chunk_bytes=1000),
+    "tails": Limits(few_columns=0, spatial_bytes=1, vector_bytes=1, recycled_bytes=100, vector_chunk_bytes=100),
     "oneDNN's kernels": Limits(route_times=((TurnedBefore.name, 1e9), (TurnedAfter.name, 1e9)), native_image_numbers=0),
 }
 

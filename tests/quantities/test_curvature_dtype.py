@@ -145,7 +145,8 @@ def test_random_networks(setting):
 @pytest.mark.parametrize("chunk", [700, pytest.param(1, marks=slow("the same loops, shorter"))])
 def test_in_chunks(chunk):
     model, X, y = problem("cnn", torch.float64)
-    limits = hbp.Limits(spatial_bytes=64, recycled_bytes=chunk, vector_bytes=64, vector_chunk_bytes=chunk)
+    limits = hbp.Limits(few_columns=0, spatial_bytes=64, recycled_bytes=chunk, vector_bytes=64,
+                        vector_chunk_bytes=chunk)
     found, expected, compiled = both(model, X, y, ["diag_h", "kflr"], torch.float32, limits=limits)
     assert "in chunks" in compiled.explain()
     for quantity in ("diag_h", "kflr"):

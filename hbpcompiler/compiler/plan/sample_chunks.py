@@ -59,8 +59,11 @@ def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resource
     kept = UNDIVIDED & kinds(own for step in steps for own in flat(step) if _of_curvature(own))
     if not inside or kept - (frozenset() if allowed is None else UNDER_A_BUDGET):
         return list(steps)  # what keeps samples or columns apart is as large as they are
-    each = itemsize * _held(inside)
+    held, of_one_column = _held(inside)
+    each = itemsize * held
     batch = limits.typical_batch if allowed is None else resources.batch
+    if allowed is None and held <= limits.few_columns * of_one_column:
+        return list(steps)
     if decided("all columns", lambda: each * batch <= (limits.all_columns_bytes if allowed is None else allowed)):
         return list(steps)
     chunk = limits.all_columns_chunk_bytes
@@ -116,20 +119,21 @@ def _read(step: Step) -> list[Arrival]:
     return [(value, piece) for value, piece in reads(step) if piece != other]
 
 
-def _held(steps: Sequence[Step]) -> int:
-    """Numbers per sample that the pieces have together where these are the most."""
+def _held(steps: Sequence[Step]) -> tuple[int, int]:
+    """Numbers per sample that the pieces have together where these are the most; and one column at each value would."""
     last: dict[tuple[str, str], int] = {}
     for index, step in enumerate(steps):
         last |= {(value.name, piece.name): index for value, piece in (*_read(step), *makes(step))}
-    held: dict[tuple[str, str], int] = {}
-    most = 0
+    held: dict[tuple[str, str], tuple[int, int]] = {}
+    most = most_of_one = 0
     for index, step in enumerate(steps):
         for value, piece in (*_read(step), *makes(step)):
-            columns = piece.columns if piece.form == COLUMNS else 1
-            held[value.name, piece.name] = columns * math.prod(value.sample_shape)
-        most = max(most, sum(held.values()))
+            held[value.name, piece.name] = piece.columns if piece.form == COLUMNS else 1, math.prod(value.sample_shape)
+        most = max(most, sum(columns * numbers for columns, numbers in held.values()))
+        each_value = {name: numbers for (name, _), (_, numbers) in held.items()}
+        most_of_one = max(most_of_one, sum(each_value.values()))
         held = {place: numbers for place, numbers in held.items() if last[place] > index}
-    return most
+    return most, most_of_one
 
 
 def _of_chunk(step: Step, samples: int) -> Step:

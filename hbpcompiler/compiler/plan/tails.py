@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from hbpcompiler.compiler.cost.decisions import decided
@@ -24,7 +24,7 @@ from hbpcompiler.compiler.plan.steps import (
     Widen,
     kinds,
 )
-from hbpcompiler.compiler.routes import COLUMNS, choose
+from hbpcompiler.compiler.routes import COLUMNS, choose, seconds
 from hbpcompiler.compiler.trace.graph import Value
 from hbpcompiler.limits import Limits
 from hbpcompiler.quantities import GRADIENT, UNDIVIDED
@@ -83,7 +83,8 @@ def _tail(piece: Piece, steps: Sequence[Step], itemsize: int, resources: Resourc
     values = _whole_values(piece, starts, own, pools)
     size = _Size(max(math.prod(value.sample_shape) for value in values) * itemsize,
                  all(len(value.sample_shape) <= 1 for value in values), piece.columns, resources)
-    fits, is_small = size.fits(), size.is_small()  # each decided once: decisions may be followed in this order
+    # each is decided once: decisions may be followed in this order
+    fits, is_small = size.fits(), size.is_small() or piece.columns <= resources.limits.few_columns
     if is_small and fits:
         return _late_tail(piece, starts, own, itemsize, resources, pools)
     samples, columns = size.chunk()
@@ -185,8 +186,45 @@ def _late_tail(piece: Piece, starts: Sequence[Value], own: Sequence[Own], itemsi
         if samples and _enters_at(start, starts, own[:index], rest) and (start.name, piece.name) not in pools:
             tail = Tail(piece, (start,), _in_chunks(rest, samples, piece.columns), samples, piece.columns,
                         limit="recycled_bytes")
-            return tail, rest
+            many = piece.columns > limits.few_columns  # of which a whole batch takes much memory, too
+            return (tail, rest) if many or _is_faster(tail, rest, itemsize, resources) else None
     return None
+
+
+def _is_faster(tail: Tail, whole: Sequence[Own], itemsize: int, resources: Resources) -> bool:
+    """Whether the tail is predicted to take less time than its steps for a whole batch: what a chunk makes is read out
+    of the cache, if it fits, but each chunk reads all weights again, adds to large totals again, and its products are
+    small."""
+    limits, batch = resources.limits, resources.limits.typical_batch
+    chunks = math.ceil(batch / tail.samples)
+    moved = [tail.piece.columns * numbers * itemsize for numbers in _numbers_moved(whole)]
+    slow = sum(each / (limits.cached_speedup if tail.samples * each <= limits.cache_bytes else 1) for each in moved)
+    weights = itemsize * _numbers_of_weights(whole)
+
+    def faster() -> bool:
+        moving = batch * sum(moved) + weights, batch * slow + chunks * weights
+        at_once, in_chunks = (each / resources.machine.bytes_per_second for each in moving)
+        in_chunks += chunks * _closing_seconds(tail.steps)
+        return in_chunks < limits.late_time * (at_once + _closing_seconds(whole))
+
+    return decided("faster in chunks", faster)
+
+
+def _numbers_moved(steps: Sequence[Own]) -> list[int]:
+    """Numbers that one column of a sample has where it goes into each step, and where it comes out."""
+    values = [value for step in steps if isinstance(step, Pull | Widen)
+              for value in (step.operation.output, step.operation.tensors[step.slot])]
+    return [math.prod(value.sample_shape) for value in values]
+
+
+def _numbers_of_weights(steps: Sequence[Own]) -> int:
+    """Numbers of the tensors without samples that the steps read."""
+    return sum(math.prod(value.sample_shape) for step in steps if isinstance(step, Pull | Widen)
+               for value in step.operation.tensors.values() if not value.batched)
+
+
+def _closing_seconds(steps: Iterable[Step]) -> float:
+    return sum(seconds(step.site, step.choices) for step in steps if isinstance(step, Close))
 
 
 def _late_chunk(each: int, limits: Limits) -> int:

@@ -163,7 +163,7 @@ def test_limits_that_decided_something_are_shown_and_others_that_were_changed():
     assert title not in hbp.compile(nn.Linear(3, 2), quantities=["grad"], limits=hbp.Limits(), example_inputs=(
         torch.zeros(2, 3), torch.tensor([0, 1]))).explain()
     shown = {row[0]: row for row in table(compiled(["diag_h"], limits=hbp.Limits(
-        recycled_bytes=9000, all_columns_bytes=0, race_rounds=9)).explain(), title)}
+        recycled_bytes=9000, few_columns=0, all_columns_bytes=0, race_rounds=9)).explain(), title)}
     assert shown["all_columns_bytes"][1:3] == ["0", str(2**28)]
     assert shown["all_columns_bytes"][4] == "all columns in chunks of samples"
     assert shown["all_columns_chunk_bytes"][1:4] == [str(2**25), "", "bytes"]

@@ -25,7 +25,7 @@ EDGES = {
     "cosine": lambda z: 1 - norm(z).cos(),
     "order 1.5": lambda z: z.norm(p=1.5, dim=1) ** 2,
 }
-LIMITS = {"whole": {}, "in chunks": {"all_columns_bytes": 1, "all_columns_chunk_bytes": 1},
+LIMITS = {"whole": {}, "in chunks": {"few_columns": 0, "all_columns_bytes": 1, "all_columns_chunk_bytes": 1},
           "column by column": {"vector_bytes": 0, "vector_chunk_bytes": 1}}
 
 

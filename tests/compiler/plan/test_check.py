@@ -89,7 +89,7 @@ def test_a_tail_that_leaves_out_a_second_start_is_found():
             return self.head(torch.atan2(h, self.b(h)))
 
     own = matched(Angle(), torch.randn(3, 3), torch.tensor([0, 1, 1]), quantities=ASKED)
-    limits = Limits(spatial_bytes=0, recycled_bytes=1, vector_bytes=0, vector_chunk_bytes=1)
+    limits = Limits(few_columns=0, spatial_bytes=0, recycled_bytes=1, vector_bytes=0, vector_chunk_bytes=1)
     whole = plan_of(own, closings(*ASKED), options(*ASKED), Resources(limits=limits))
     assert findings(whole, own) == []
     (tail,) = [step for step in whole.steps if isinstance(step, Tail) and len(step.values) == 2]

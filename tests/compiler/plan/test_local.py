@@ -222,7 +222,8 @@ AVERAGES = nn.Sequential(nn.ConstantPad2d((1, 0, 2, 1), 0.5), nn.Conv2d(1, 2, 3)
                                                           for kernel in (1, 3)]])  # fmt: skip
 def test_all_pieces_by_neighbourhoods(model):
     """Zeros outside the image behind padded linear layers; ways that meet again; norms' parameters; pads and means."""
-    limits = hbp.Limits(neighbourhood_work=math.inf, spatial_bytes=0)  # columns travel apart, as in large networks
+    # columns travel apart, as in large networks
+    limits = hbp.Limits(neighbourhood_work=math.inf, spatial_bytes=0, few_columns=0)
     torch.manual_seed(0)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -261,7 +262,7 @@ def test_what_has_numbers_of_its_own_at_each_position(shape, trained):
     torch.manual_seed(0)
     model = Positioned(shape, trained).double()
     X, y = torch.randn(2, 1, 6, 6, dtype=torch.float64), torch.randint(3, (2,))
-    limits = hbp.Limits(neighbourhood_work=math.inf, spatial_bytes=0)
+    limits = hbp.Limits(neighbourhood_work=math.inf, spatial_bytes=0, few_columns=0)
     compiled = exact(model, nn.CrossEntropyLoss(), X, y, limits)
     assert len(local_tails(compiled)) == (shape == (2, 1, 1) or not trained)
 

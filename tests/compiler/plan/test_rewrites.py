@@ -46,7 +46,7 @@ def test_small_columns_need_no_chunks():
 
 def test_the_rest_of_a_large_pieces_way_becomes_one_tail():
     steps = walked("diag_h")
-    made = with_tails(steps, 4, resources(vector_bytes=1, vector_chunk_bytes=1))
+    made = with_tails(steps, 4, resources(few_columns=0, vector_bytes=1, vector_chunk_bytes=1))
     tails = [step for step in made if isinstance(step, Tail)]
     assert tails
     assert all((tail.samples, tail.columns) == (1, 1) for tail in tails)
@@ -55,7 +55,7 @@ def test_the_rest_of_a_large_pieces_way_becomes_one_tail():
 
 def test_all_curvature_in_one_loop_over_samples():
     steps = walked("grad", "diag_h")
-    made = with_sample_chunks(steps, 4, resources(all_columns_bytes=0, all_columns_chunk_bytes=1))
+    made = with_sample_chunks(steps, 4, resources(few_columns=0, all_columns_bytes=0, all_columns_chunk_bytes=1))
     (loop,) = [step for step in made if isinstance(step, SampleChunks)]
     assert loop.samples == 1
     assert sorted(names(made)) == sorted(names(steps))
@@ -63,13 +63,13 @@ def test_all_curvature_in_one_loop_over_samples():
 
 def test_what_keeps_samples_apart_goes_whole():
     steps = walked("batch_diag_ggn")
-    assert with_sample_chunks(steps, 4, resources(all_columns_bytes=0)) == steps
+    assert with_sample_chunks(steps, 4, resources(few_columns=0, all_columns_bytes=0)) == steps
 
 
 def test_the_limits_that_decided_are_told():
     plan = planned("grad", "diag_h")
     assert "all_columns_bytes" not in limits_met(plan)
-    chunked = with_sample_chunks(plan.steps, 4, resources(all_columns_bytes=0))
+    chunked = with_sample_chunks(plan.steps, 4, resources(few_columns=0, all_columns_bytes=0))
     assert limits_met(replace(plan, steps=tuple(chunked)))["all_columns_bytes"] == ["all columns in chunks of samples"]
 
 

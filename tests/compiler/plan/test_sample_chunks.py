@@ -16,7 +16,7 @@ from tests.selection import few, slow
 
 
 def in_chunks(size, **others):
-    return hbp.Limits(all_columns_bytes=0, all_columns_chunk_bytes=size, **others)
+    return hbp.Limits(few_columns=0, all_columns_bytes=0, all_columns_chunk_bytes=size, **others)
 
 
 def loops(compiled):

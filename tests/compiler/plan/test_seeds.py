@@ -51,9 +51,9 @@ WAYS = {
     "weighted sum": (InTheMiddle, nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 0.5, 1.0]).double(), reduction="sum")),
 }
 LIMITS = {
-    "columns apart": hbp.Limits(spatial_bytes=0, recycled_bytes=500, cache_bytes=1000),
-    "samples apart": hbp.Limits(spatial_bytes=0, recycled_bytes=10_000, cache_bytes=1000),
-    "all curvature": hbp.Limits(all_columns_bytes=0, all_columns_chunk_bytes=1, cache_bytes=1000),
+    "columns apart": hbp.Limits(few_columns=0, spatial_bytes=0, recycled_bytes=500, cache_bytes=1000),
+    "samples apart": hbp.Limits(few_columns=0, spatial_bytes=0, recycled_bytes=10_000, cache_bytes=1000),
+    "all curvature": hbp.Limits(few_columns=0, all_columns_bytes=0, all_columns_chunk_bytes=1, cache_bytes=1000),
 }
 
 

@@ -1,5 +1,7 @@
 """Pieces with many columns walk the rest of their way in chunks; limits are lowered here so that small ones do."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +18,7 @@ from tests.selection import few, slow
 
 
 def in_chunks(size):
-    return hbp.Limits(spatial_bytes=64, recycled_bytes=size, vector_bytes=64, vector_chunk_bytes=size)
+    return hbp.Limits(few_columns=0, spatial_bytes=64, recycled_bytes=size, vector_bytes=64, vector_chunk_bytes=size)
 
 
 def network():
@@ -54,7 +56,7 @@ def test_chunks_on_random_networks(setting):
 @pytest.mark.parametrize("name", FEW_MODELS)
 def test_the_end_of_the_way_of_few_columns_in_chunks_of_samples(name, chunk):
     """Graphs with branches too, where the rest of the way may read what only arrived before it."""
-    limits = hbp.Limits(recycled_bytes=64 * 64, late_chunk_bytes=chunk)
+    limits = hbp.Limits(recycled_bytes=64 * 64, late_chunk_bytes=chunk, late_time=math.inf)
     model, x, y = made(name)
     result = hbp.compile(model, quantities=["diag_ggn", "kflr"], limits=limits)(x, y)
     for key, value in reference(model, nn.CrossEntropyLoss(), [x], y, "diag_ggn").items():

@@ -81,7 +81,8 @@ def setting(name):
         "counts": (nn.PoissonNLLLoss(reduction="sum"), numbers(3).round(), {"backend": "torchscript"}),
         "bits": (nn.BCEWithLogitsLoss(), numbers(3).round(), {}),
         "signs": (nn.HuberLoss(), numbers(3), {}),
-        "loops": (nn.MSELoss(), numbers(3), {"limits": Limits(all_columns_bytes=0, all_columns_chunk_bytes=1500)}),
+        "loops": (nn.MSELoss(), numbers(3), {
+            "limits": Limits(few_columns=0, all_columns_bytes=0, all_columns_chunk_bytes=1500)}),
     }[name]
     if name == "loops":  # residuals are drawn for on their way, where all columns go in chunks of samples
         layers = [nn.Flatten(), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 3)]

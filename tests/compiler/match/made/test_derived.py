@@ -103,7 +103,7 @@ def test_every_way_of_chunks_meets_derived_rules():
     model = Between(FUNCTIONS["solve"]).double()
     expected = hbp.compile(model, quantities=["diag_h"])(X, Y).diag_h
     for limits in (hbp.Limits(vector_bytes=0, vector_chunk_bytes=1),
-                   hbp.Limits(all_columns_bytes=0, all_columns_chunk_bytes=1)):
+                   hbp.Limits(few_columns=0, all_columns_bytes=0, all_columns_chunk_bytes=1)):
         found = hbp.compile(model, quantities=["diag_h"], limits=limits)(X, Y).diag_h
         assert all(close(found[name], value) for name, value in expected.items())
 
