@@ -62,7 +62,7 @@ def with_sample_chunks(steps: Sequence[Step], itemsize: int, resources: Resource
     held, of_one_column = _held(inside)
     each = itemsize * held
     batch = limits.typical_batch if allowed is None else resources.batch
-    if allowed is None and held <= limits.few_columns * of_one_column:
+    if allowed is None and decided("few columns", lambda: held <= limits.few_columns * of_one_column):
         return list(steps)
     if decided("all columns", lambda: each * batch <= (limits.all_columns_bytes if allowed is None else allowed)):
         return list(steps)
