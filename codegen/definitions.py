@@ -50,9 +50,13 @@ def definitions(graph: fx.Graph) -> list[str]:
 
 
 def _one_of_two(helper: Any, instead: str) -> str:
-    """Its definition where oneDNN gains something, and what has its name elsewhere."""
-    own = textwrap.indent(_source(helper), "    ")
-    return f"if WITHOUT_ONEDNN:\n    {helper.__name__} = {instead}\nelse:\n\n{own}"
+    """Its definition where oneDNN gains something, and what has its name elsewhere: it takes the same arguments."""
+    own = _source(helper)
+    other = f"    {helper.__name__} = {instead}"
+    if "(" in instead:
+        head = own[:own.index(") -> Tensor:\n")] + ") -> Tensor:"
+        other = "\n" + textwrap.indent(f"{head}\n    return {instead}\n", "    ")
+    return f"if WITHOUT_ONEDNN:\n{other}\nelse:\n\n{textwrap.indent(own, '    ')}"
 
 
 def _composite(function: Composite) -> str:

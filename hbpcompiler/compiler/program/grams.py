@@ -50,6 +50,8 @@ def pixel_gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = N
     """`gram_to_` of columns [n, k, o, p] of images, as they lie."""
     if kept == 0.0:
         total.zero_()
+    elif kept != 1.0:
+        total.mul_(kept)
     for first in range(0, x.shape[0], x.shape[0] if chunk is None else chunk):
         images = x[first : x.shape[0] if chunk is None else first + chunk].flatten(0, 1)
         total.add_(product_over_pixels(images, images), alpha=1.0 / max(1, over))

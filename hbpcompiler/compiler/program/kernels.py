@@ -69,9 +69,9 @@ FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "F.linear",
     product_over_pixels: "",
     **dict.fromkeys(sorted(IDIOMS, key=lambda helper: FILES.index(helper.__module__)), ""),
-    onednn_add_product_: "add_product_",
+    onednn_add_product_: "add_product_(total, x, y, scale, kept)",
 }
-"""Helper -> what stands in its place where oneDNN gains nothing; "" for all others."""
+"""Helper -> what it is where oneDNN gains nothing, a call or another function's name; "" for all others."""
 
 
 PRODUCTS: frozenset[Any] = frozenset({

@@ -44,6 +44,8 @@ def add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: 
         return total.addmm_(x, y.t(), beta=kept, alpha=scale)
     if kept == 0.0:
         total.zero_()
+    elif kept != 1.0:
+        total.mul_(kept)
     return total.add_(x @ y.t(), alpha=scale)
 
 
@@ -61,12 +63,12 @@ def onednn_add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0,
     for first in range(0, total.shape[0], block):
         rows = total[first : first + block]
         product = onednn_linear(x[first : first + block], right)
-        if kept != 0.0:
+        if kept == 0.0:
+            torch.mul(product, scale, out=rows)
+        elif kept == 1.0:
             rows.add_(product, alpha=scale)
         else:
-            rows.copy_(product)
-            if scale != 1.0:
-                rows.mul_(scale)
+            rows.mul_(kept).add_(product, alpha=scale)
     return total
 
 
