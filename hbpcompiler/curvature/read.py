@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hbpcompiler.curvature.block import Block
 from hbpcompiler.curvature.elementary import Dense, Diagonal
+from hbpcompiler.curvature.inverses import PIECE
 from hbpcompiler.curvature.kronecker import EigenKronecker, Kronecker
 from hbpcompiler.curvature.place import Flat, Matrix, Shape
 from hbpcompiler.curvature.symmetric import ROUNDING, Symmetric, asymmetry, symmetrised
@@ -242,9 +243,12 @@ def _check_orthogonal(label: str, vectors: Tensor) -> None:
     size = vectors.shape[-1]
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(size, 3, dtype=torch.float64, generator=generator, device="cpu").to(vectors.device)
-    double = vectors.double()
-    if (double.mT @ (double @ probes) - probes).norm() > (ROUNDING * max(size, 10) * torch.finfo(vectors.dtype).eps
-                                                          * probes.norm() * max(vectors.shape[0], 1) ** 0.5):
+    error = -probes.expand(*vectors.shape[:-2], *probes.shape)
+    for some in vectors.split(max(1, PIECE // max(1, size)), -2):  # all of it in float64 is twice a program at times
+        rows = some.double()
+        error = error + rows.mT @ (rows @ probes)
+    most = ROUNDING * max(size, 10) * torch.finfo(vectors.dtype).eps * max(vectors.shape[0], 1) ** 0.5
+    if error.norm() > most * probes.norm():
         raise DoesNotFitError(f"the columns of {label} are not orthonormal, as eigenvectors are")
 
 

@@ -226,3 +226,20 @@ def test_bases_are_given_up_before_new_ones_are_found():
     optimizer = hbp.optim.EKFAC(model, **GIVEN, update_every=4, invert_every=4)
     growth, program, largest = growth_of_an_inverse(optimizer, X)
     assert growth <= program + 2 * 8 * largest
+
+
+def test_bases_are_looked_at_in_pieces():
+    """Whether they are orthonormal, at each update: a copy in float64 would be twice a program."""
+    torch.manual_seed(0)
+    model, X = wide_inputs()
+    y = torch.randint(10, (len(X),))
+    optimizer = hbp.optim.EKFAC(model, **GIVEN, update_every=1, invert_every=100)
+    for _ in range(3):
+        optimizer.step(X, y)
+    gc.collect()
+    with Meter() as meter:
+        for _ in range(2):  # the first leaves what the meter has seen in the state
+            gc.collect()
+            start = meter.peak = meter.held
+            optimizer.step(X, y)
+    assert 0.5 * largest_program(optimizer, len(X)) < meter.peak - start <= largest_program(optimizer, len(X))
