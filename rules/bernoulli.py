@@ -50,6 +50,11 @@ def diagonal(op: Op) -> Tensor:
     return scaled(curve, share(op))
 
 
+def formula(op: Op) -> str:
+    own = "pos_weight y log(1 + e^-x) + (1 - y) log(1 + e^x)" if op.has("pos_weight") else "log(1 + e^x) - y x"
+    return f"weight ({own})" if op.has("weight") else own
+
+
 def sample(op: Op, draws: int) -> Tensor:
     """p - t with t drawn from the output's Bernoulli distribution."""
     p = repeated(torch.sigmoid(op.self), draws, op.shape("self"))
@@ -87,7 +92,7 @@ WITH_LOGITS = LossRule(
     each=lambda op: of_samples(op, loss(op, "none")),
     gradient=gradient,
     residual=Diagonal(diagonal),
-    formula="w (log(1 + e^x) - y x)",
+    formula=formula,
     reduction=reduction,
     sample=sample,
     check=check_floating,
@@ -120,7 +125,7 @@ PROBABILITIES = LossRule(
     each=lambda op: of_samples(op, probability_loss(op, "none")),
     gradient=probability_gradient,
     residual=Diagonal(probability_diagonal),
-    formula="-w (y log x + (1 - y) log(1 - x))",
+    formula=lambda op: f"-{'weight ' * op.has('weight')}(y log x + (1 - y) log(1 - x))",
     reduction=reduction,
     check=check_floating,
     positions=1,

@@ -44,6 +44,14 @@ def each(op: Op) -> Tensor:
     return elements.flatten(1).mean(1) if reduction(op) == "mean" else elements.flatten(1).sum(1)
 
 
+def formula(op: Op) -> str:
+    changed = ["smoothed"] * bool(op.label_smoothing) + ["weighted"] * op.has("weight")
+    if not has_probabilities(op) and not changed:
+        return "-log p_y,  p = softmax(x)"
+    q = "y" if has_probabilities(op) else "e_y"
+    return f"-sum_c q_c log p_c,  p = softmax(x),  q = {', '.join([q, ' and '.join(changed)]).removesuffix(', ')}"
+
+
 def has_probabilities(op: Op) -> bool:
     return op.shape("target") == op.shape("self")
 
@@ -185,7 +193,7 @@ RULE = LossRule(
     each=each,
     gradient=gradient,
     residual=residual,
-    formula="-sum_c q_c log p_c,  p = softmax(x),  q = target, smoothed and weighted",
+    formula=formula,
     reduction=reduction,
     sample=sample,
     check=check,

@@ -57,10 +57,11 @@ class Stated:
     _: KW_ONLY
     forward: Forward | None = None
     """None: the ATen operation itself is written into the program."""
-    formula: str = ""
-    """A line that stands above the operation's part of a backward pass. What columns S become at the inputs, "S W"; and
-    what is born where it is curved: "p * (S - <S, p>);  residual: diag(p) - p p^T". Of x, S, g and y. May be left out
-    where `derivative` says all. Of a loss: l_n of an output x and a target y, "(x - y)^2"."""
+    formula: str | Callable[[Op], str] = ""
+    """A line, or a function of op that returns it, that stands above the operation's part of a backward pass. What
+    columns S become at the inputs, "S W"; and what is born where it is curved: "p * (S - <S, p>);  residual: diag(p) -
+    p p^T". Of x, S, g and y. May be left out where `derivative` says all. Of a loss: l_n of an output x and a target y,
+    "(x - y)^2"."""
     order: tuple[Order, ...] = ()
     """By which a loss may be known as convex: "increasing", if no result falls when an input that carries derivatives
     rises (sums, maxima), "decreasing", if none rises, "convex" or "concave", if all results are so in these inputs. An
@@ -77,6 +78,8 @@ class Stated:
             check_kind(kind, "residual", self.residual, Zero | Diagonal | Factor,
                        "ZERO, PIECES, Diagonal(...) or Factor(...), or a function of op that returns one")
         check_functions(kind, self, ["refuse"], ["forward"])
+        if not callable(self.formula):
+            check_kind(kind, "formula", self.formula, str, "a line of text, or a function of op that returns one")
         check_cases(kind, self.cases, Case)
         if not isinstance(self.order, tuple) or not set(self.order) <= set(get_args(Order)):
             raise TypeError(f"{kind}: order must be some of {get_args(Order)} in a tuple, not {self.order!r}")
@@ -85,6 +88,10 @@ class Stated:
     def _kind(self) -> str:
         """How the rule is called in errors."""
         return f"rule for {', '.join(self.operations)}"
+
+    def formula_of(self, op: Op) -> str:
+        """What stands above this very use."""
+        return self.formula(op) if callable(self.formula) else self.formula
 
     def residual_of(self, op: Op) -> Residual:
         """The residual of this very use."""

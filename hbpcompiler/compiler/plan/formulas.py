@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hbpcompiler.compiler.match.matched import Matched
+from hbpcompiler.compiler.match.operation.bind import static_op
 from hbpcompiler.compiler.plan.pieces import BEFORE_MEAN, PREFIX, Piece
 from hbpcompiler.compiler.plan.steps import (
     Birth,
@@ -55,7 +56,7 @@ from hbpcompiler.quantities import (
     PROJECT,
     SUM,
 )
-from hbpcompiler.rule import LossRule, Rule
+from hbpcompiler.rule import LossRule, Op, Rule
 
 CLOSINGS: Mapping[str, str] = {
     SUM: "sum_n T", EACH: "T", NORM: "sum_{theta} T^2", ALONG: "T[n] sum_m T[m]",
@@ -127,7 +128,9 @@ def _formula(steps: Sequence[Step], matched: Matched) -> str:
         return ";  ".join(_sent_off(seeds, matched))
     operation = next((step.operation for step in steps if hasattr(step, "operation")), None)
     rule = None if operation is None else matched.rules.get(operation.name)
-    found = list(_crossing(steps, rule)) if isinstance(rule, Rule) else []
+    found: list[str] = []
+    if operation is not None and isinstance(rule, Rule):
+        found += _crossing(steps, rule, static_op(operation, matched.graph.active))
     slots: dict[str, list[Close | Tied]] = {}
     for step in steps:
         if isinstance(step, Close | Tied):
@@ -146,8 +149,8 @@ def _sent_off(seeds: Sequence[Seed], matched: Matched) -> Iterator[str]:
     operation = seeds[0].operation
     rule, multiple = matched.rules[operation.name], matched.ending.multiples[operation.name]
     assert isinstance(rule, LossRule)
-    if rule.formula:
-        yield f"l_n: {rule.formula}"
+    if written := rule.formula_of(static_op(operation, matched.graph.active)):
+        yield f"l_n: {written}"
     is_known = not getattr(multiple, "free_symbols", set()) - {N}
     times = UNITS.get(multiple, f"{_shown(multiple)} ") if is_known else "v "
     if any(step.piece.stream == GRADIENT for step in seeds):
@@ -177,10 +180,10 @@ def _roots(pieces: Sequence[Piece], signed: bool) -> Iterator[str]:
             yield "E " * drawn + (columns if piece.form == COLUMNS else f"diag({letter})")
 
 
-def _crossing(steps: Sequence[Step], rule: Rule) -> Iterator[str]:
+def _crossing(steps: Sequence[Step], rule: Rule, op: Op) -> Iterator[str]:
     """What columns become at the operation's inputs, and what is born there."""
     pulled = [step for step in steps if isinstance(step, Pull | Widen)]
-    written = rule.formula or (ELEMENTWISE if rule.derivative is not None else "")
+    written = rule.formula_of(op) or (ELEMENTWISE if rule.derivative is not None else "")
     back, _, born = written.partition(BORN)
     if pulled and back:
         yield f"columns back: {back}"
