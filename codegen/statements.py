@@ -237,15 +237,17 @@ class Printer:
         accumulators, cut, whole = cast("tuple[tuple[fx.Node, ...], ...]", node.args)  # as Writer.loop wrote them
         totals, lines = self._totals_of_loop(node, accumulators)
         start = self.names.fresh("first")
-        length = length_text(self.look(cut[0])[0], loop.axis)
-        length = f"max(1, {length})" if loop.begins else length  # the first turn writes its totals, over nothing too
-        turn = f"{loop.chunk} {counted(cut[0], loop)} a turn{why(loop)}"
-        lines.append(f"for {start} in range(0, {length}, {loop.chunk}):  # {turn}")
+        if not loop.in_one_turn:
+            length = length_text(self.look(cut[0])[0], loop.axis)
+            length = f"max(1, {length})" if loop.begins else length  # the first turn writes totals, over nothing too
+            turn = f"{loop.chunk} {counted(cut[0], loop)} a turn{why(loop)}"
+            lines.append(f"for {start} in range(0, {length}, {loop.chunk}):  # {turn}")
         stop = f"{start} + {loop.chunk}"
-        at = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
+        slices = f"[:, {start}:{stop}]" if loop.axis else f"[{start}:{stop}]"
+        at, begun = ("", "0.0") if loop.in_one_turn else (slices, f"float({start} > 0)")
         given = [*totals[:loop.totals], *(f"{name}[{start}:{stop}]" for name in totals[loop.totals:])]
         parts = [self.look(outer)[0] for outer in cut]
-        rest = [*(self.look(outer)[0] for outer in whole), *([f"float({start} > 0)"] if loop.begins else [])]
+        rest = [*(self.look(outer)[0] for outer in whole), *([begun] if loop.begins else [])]
         holders = [holder for holder in loop.body.nodes if holder.op == "placeholder"][len(given):]
         kept = self.functions.texts_of_places(loop.body)  # parts that stand in a table for this turn
         cuts = [kept.get(holder, part_text(holder, outer, at)) for holder, outer in zip(holders, parts, strict=False)]
@@ -258,10 +260,11 @@ class Printer:
                 sections[-1].lines.append(f"{table}.clear()")
         else:
             sections = self.turns.short(node, loop, given, parts, at, rest, texts)
+        indent = "" if loop.in_one_turn else "    "
         for section in sections:
             if section.title:
-                lines += ["", f"    # {section.heading}"]
-            lines += [f"    {line}" if line else line for line in section.lines]
+                lines += ["", f"{indent}# {section.heading}"]
+            lines += [f"{indent}{line}" if line else line for line in section.lines]
         self.names.taken.discard(start)  # the next loop's, which is not inside this one
         return lines
 

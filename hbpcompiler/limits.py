@@ -135,7 +135,7 @@ class Limits:
         16, "positions", "with more of them, products of every two cost more than one product for each sample does")
     half_rows: int = limit(256, "rows", "symmetric products of fewer are made whole: a block is no work for a kernel")
     half_columns: int = limit(
-        256, "columns", "products of fewer are made whole, when it comes to it: to mirror takes longer than the half "
+        320, "columns", "products of fewer are made whole, when it comes to it: to mirror takes longer than the half "
         "that is left out; and what oneDNN would make beside a total is made in it, by BLAS")
     half_blocks: int = limit(
         4, "blocks", "a quarter of the rows at a time leaves out 3/8 of the work; more blocks, hardly more of it", 1)

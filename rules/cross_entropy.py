@@ -22,6 +22,7 @@ from hbpcompiler.rule import (
     covariance_root,
     not_negative,
     sampled_columns,
+    softmax_as_laid,
 )
 
 from .shared import class_weights
@@ -82,8 +83,12 @@ def total(op: Op) -> Tensor:
     return weighted
 
 
+def probabilities(op: Op) -> Tensor:
+    return called("p", softmax_as_laid(op.self) if op.shape("self")[1:] else torch.softmax(op.self, 1))
+
+
 def gradient(op: Op) -> Tensor:
-    pulled = total(op) * called("p", torch.softmax(op.self, 1))
+    pulled = total(op) * probabilities(op)
     if has_probabilities(op):
         return pulled - smoothed(op)
     plain, weighted = counted(op)
@@ -101,7 +106,7 @@ def _of_roots(op: Op, weight: Tensor) -> Tensor:
 
 def by_position(op: Op) -> Tensor:
     positions = op.shape("self")[1:]
-    p, weight = called("p", torch.softmax(op.self, 1)), total(op)
+    p, weight = probabilities(op), total(op)
     if positions:
         p, weight = p.movedim(1, -1), weight.movedim(1, -1)
     return covariance_root(p) * _of_roots(op, weight).unsqueeze(-1).sqrt()  # [N, *d, C-1, C]
@@ -123,9 +128,12 @@ def residual(op: Op) -> Residual:
 def sample(op: Op, draws: int) -> Tensor:
     """p, less one at the label that is drawn from it, at each position by itself."""
     positions = op.shape("self")[1:]
-    p = called("p", torch.softmax(op.self, 1))
+    p = probabilities(op)
     rows = p.movedim(1, -1).flatten(0, -2) if positions else p
-    drawn = called("drawn", torch.multinomial(drawable(rows), draws, replacement=True))  # [N*P, M]
+    if draws == 1:  # of one alone torch draws a number for each class, which takes twenty times as long
+        drawn = called("drawn", called("drawn_twice", torch.multinomial(drawable(rows), 2, replacement=True))[:, :1])
+    else:
+        drawn = called("drawn", torch.multinomial(drawable(rows), draws, replacement=True))  # [N*P, M]
     if positions:
         drawn = drawn.reshape(-1, *positions, draws).movedim(-1, 1)
     found: Tensor = sampled_columns(p, drawn, _of_roots(op, total(op)))

@@ -37,13 +37,9 @@ from hbpcompiler.rule.crossing import masked, times_slope
 from hbpcompiler.rule.derivatives import bend_of, passing_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.helpers import called, computed, merge, operand_symbol, otherwise_called, split, vmap_columns
 from hbpcompiler.rule.idioms import (
-    counted_labels,
-    covariance_root,
     fused_attention,
     fused_attention_back,
-    not_negative,
     passed,
-    sampled_columns,
     scatter_to,
     spread_select,
     spread_slice,
@@ -56,6 +52,13 @@ from hbpcompiler.rule.pooling import (
     adaptive_avg_pool3d_back,
     avg_pool2d_back,
     avg_pool3d_back,
+)
+from hbpcompiler.rule.probabilities import (
+    counted_labels,
+    covariance_root,
+    not_negative,
+    sampled_columns,
+    softmax_as_laid,
 )
 from hbpcompiler.rule.recurrences import (
     first_state,
@@ -141,6 +144,7 @@ __all__ = [
     "scatter_to",
     "shifted",
     "slope_of",
+    "softmax_as_laid",
     "split",
     "spread_select",
     "spread_slice",

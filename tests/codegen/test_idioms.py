@@ -11,12 +11,9 @@ from hbpcompiler.compiler.program.weights import mean_weights, root_weights, wei
 from hbpcompiler.rule import bend_of, passing_of, pulled_back, residual_columns, slope_of, vjp
 from hbpcompiler.rule.derivatives import slope_in_all
 from hbpcompiler.rule.idioms import (
-    counted_labels,
-    covariance_root,
     passed,
     passed_,
     rows_at,
-    sampled_columns,
     scatter_to,
     spread_select,
     spread_slice,
@@ -24,6 +21,7 @@ from hbpcompiler.rule.idioms import (
     standardised_back_,
 )
 from hbpcompiler.rule.image_patches import patch_rows, patches
+from hbpcompiler.rule.probabilities import counted_labels, covariance_root, sampled_columns, softmax_as_laid
 
 
 def double(*shape):
@@ -94,6 +92,24 @@ def test_covariance_root(p):
     root = covariance_root(p)
     wanted = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
     torch.testing.assert_close(root.mT @ root, wanted, atol=1e-15, rtol=0)
+
+
+def test_softmax_lies_as_what_it_is_of():
+    tokens = double(2, 5, 3)
+    for x in (tokens, tokens.mT, double(2, 3, 4, 5), double(2, 3, 4, 5).to(memory_format=torch.channels_last)):
+        found = softmax_as_laid(x)
+        torch.testing.assert_close(found, torch.softmax(x, 1))
+        assert found.stride() == x.stride()
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_sampled_columns(draws):
+    p, weight = torch.softmax(double(2, 4, 5), 1), torch.rand(2, 1, 5, dtype=torch.float64)
+    label, before = torch.randint(4, (2, draws, 5)), p.clone()
+    unit = F.one_hot(label, 4).movedim(-1, 2)
+    wanted = (weight.unsqueeze(1) / draws).sqrt() * (p.unsqueeze(1) - unit)
+    torch.testing.assert_close(sampled_columns(p, label, weight), wanted)
+    assert torch.equal(p, before)
 
 
 def test_counted_labels():

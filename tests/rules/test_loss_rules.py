@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hbpcompiler.rule import Case, Diagonal, LossRule, Op
-from hbpcompiler.rule.idioms import covariance_root
+from hbpcompiler.rule.probabilities import covariance_root
 from hbpcompiler.rule.registry import builtin
 from hbpcompiler.testing import check_rule
 

@@ -35,7 +35,7 @@ def gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, o
 
 @idiom
 def onednn_gram_to_(total: Tensor, x: Tensor, axis: int, chunk: Optional[int] = None, over: int = 1,  # noqa: UP045
-                    kept: float = 1.0, fewest: int = 256) -> Tensor:
+                    kept: float = 1.0, fewest: int = 320) -> Tensor:
     """total = kept * total + sum of x x^T over all axes but one, / over, by oneDNN."""
     samples = max(1, x.shape[0] if chunk is None else chunk)
     for first in range(0, max(1, x.shape[0]), samples):
@@ -69,7 +69,7 @@ def gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torc
 
 @idiom
 def onednn_gram(x: Tensor, axis: int, chunk: Optional[int] = None, dtype: Optional[torch.dtype] = None,  # noqa: UP045
-                over: int = 1, fewest: int = 256) -> Tensor:
+                over: int = 1, fewest: int = 320) -> Tensor:
     """Sum of x x^T over all axes but one, / over, by oneDNN."""
     size = x.shape[axis]
     total = x.new_empty((size, size), dtype=x.dtype if dtype is None else dtype)
@@ -101,7 +101,7 @@ def add_gram_(total: Tensor, rows: Tensor, others: Optional[Tensor] = None, bloc
 
 @idiom
 def onednn_add_gram_(total: Tensor, rows: Tensor, others: Optional[Tensor] = None, block: int = 256,  # noqa: UP045
-                     over: int = 1, kept: float = 1.0, fewest: int = 256) -> Tensor:
+                     over: int = 1, kept: float = 1.0, fewest: int = 320) -> Tensor:
     """total = kept * total + rows @ rows.t() / over, or rows @ others.t(), on and above the diagonal, by oneDNN."""
     left = rows.contiguous()
     right = left if others is None else others.contiguous()

@@ -33,14 +33,12 @@ from hbpcompiler.compiler.program.products import (
     product_over_pixels,
 )
 from hbpcompiler.compiler.program.writer import Loop
-from hbpcompiler.rule import derivatives, idioms, image_patches, pooling, ranges, recurrences
+from hbpcompiler.rule import derivatives, idioms, image_patches, pooling, probabilities, ranges, recurrences
 from hbpcompiler.rule.composite import Composite, EachSample
 from hbpcompiler.rule.idioms import (
     IDIOMS,
-    covariance_root,
     passed,
     passed_,
-    sampled_columns,
     scatter_to,
     standardised_back,
     standardised_back_,
@@ -52,6 +50,7 @@ from hbpcompiler.rule.pooling import (
     avg_pool2d_back,
     avg_pool3d_back,
 )
+from hbpcompiler.rule.probabilities import covariance_root, sampled_columns
 from hbpcompiler.rules.shared.torch_operations import CONVOLUTION_BACKWARD
 
 GRAMS = (gram, onednn_gram, pixel_gram)
@@ -62,8 +61,8 @@ GROWING: dict[Any, Callable[..., Any]] = {gram: gram_to_, onednn_gram: onednn_gr
 OF_ONEDNN: dict[Any, Callable[..., Any]] = {gram: onednn_gram, add_gram_: onednn_add_gram_,
                                             half_gram: onednn_half_gram}
 """What oneDNN may do instead."""
-FILES = [file.__name__ for file in (idioms, ranges, image_patches, pooling, recurrences, derivatives, draws, pages,
-                                    pairs, weights, products, grams, correlations, sums, histograms)]
+FILES = [file.__name__ for file in (idioms, probabilities, ranges, image_patches, pooling, recurrences, derivatives,
+                                    draws, pages, pairs, weights, products, grams, correlations, sums, histograms)]
 """Where the helpers are, in the order in which they stand in a generated file: those that others call come first."""
 FALLBACKS: dict[Callable[..., Any], str] = {
     onednn_linear: "F.linear",

@@ -51,7 +51,7 @@ def add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: 
 
 @idiom
 def onednn_add_product_(total: Tensor, x: Tensor, y: Tensor, scale: float = 1.0, kept: float = 1.0,
-                        fewest: int = 256) -> Tensor:
+                        fewest: int = 320) -> Tensor:
     """`add_product_` by `onednn_linear`, a block of rows at a time, whose product stays in cache.
 
     Of fewer columns than `fewest` by BLAS, into the total: a product beside it takes longer than what oneDNN gains.

@@ -195,6 +195,10 @@ class Part:
             before.append(after)
 
 
+ALL = 2**20
+"""Samples of one turn where nothing has to be made for them, and further turns would cost: one turn in all."""
+
+
 @dataclass(eq=False)
 class Loop:
     """A chunk loop as an fx call target: runs like the generated code does."""
@@ -216,6 +220,11 @@ class Loop:
     """What a turn computes, where more is to be said than that it adds to totals."""
 
     __name__ = "loop"
+
+    @property
+    def in_one_turn(self) -> bool:
+        """Whether it is written without a loop. What it fills by rows would have to know which."""
+        return isinstance(self.chunk, int) and self.chunk >= ALL and not self.rows
 
     @cached_property
     def _module(self) -> fx.GraphModule:

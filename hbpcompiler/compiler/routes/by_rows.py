@@ -8,7 +8,7 @@ from typing import Any
 
 from hbpcompiler.compiler.cost.figures import Cost, chunk_length
 from hbpcompiler.compiler.program.products import add_products_
-from hbpcompiler.compiler.program.writer import Part
+from hbpcompiler.compiler.program.writer import ALL, Part
 from hbpcompiler.compiler.routes.building_blocks import columns_of, is_plain, operand_of, traffic_of
 from hbpcompiler.compiler.routes.site import COLUMNS, NEVER, Route, Site, Use
 from hbpcompiler.compiler.trace.graph import N
@@ -34,9 +34,15 @@ class SquaresByRows(Route):
         """Rows."""
         return max(1, site.resources.limits.cache_bytes // (site.row * site.itemsize))
 
+    def _made(self, site: Site) -> int:
+        """Bytes of a sample's operand, where it is made here."""
+        return site.size(site.letters[1]) * site.itemsize if site.formed else 0
+
     def _chunk(self, site: Site) -> int:
-        """Samples whose operand is made at a time."""
-        return chunk_length(site.size(site.letters[1]) * site.itemsize, site.resources)
+        """Samples whose operand is made at a time; all, where it is there: each further turn takes the totals through
+        memory once more."""
+        made = self._made(site)
+        return chunk_length(made, site.resources) if made else ALL
 
     def cost(self, site: Site, kinds: frozenset[str]) -> Cost:
         if DIAGONAL not in kinds:
@@ -46,7 +52,7 @@ class SquaresByRows(Route):
         # Of each sample's product: made, squared and added to what is in cache.
         in_cache = N * size / (2 * site.resources.limits.squaring_speedup)
         totals = 2 * len(kinds) * size * (1 + N / chunk)
-        memory = 2 * chunk * site.size(site.letters[1]) * site.itemsize + block * site.row * site.itemsize
+        memory = 2 * chunk * self._made(site) + block * site.row * site.itemsize
         blocks = math.ceil(site.shape[0] / block)
         return Cost(N * site.product, traffic_of(site, 1, False) + in_cache + totals, memory, N * blocks + N / chunk)
 
