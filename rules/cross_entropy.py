@@ -46,11 +46,11 @@ def each(op: Op) -> Tensor:
 
 
 def formula(op: Op) -> str:
-    changed = ["smoothed"] * bool(op.label_smoothing) + ["weighted"] * op.has("weight")
+    changed = " and ".join(["smoothed"] * bool(op.label_smoothing) + ["weighted"] * op.has("weight"))
     if not has_probabilities(op) and not changed:
         return "-log p_y,  p = softmax(x)"
     q = "y" if has_probabilities(op) else "e_y"
-    return f"-sum_c q_c log p_c,  p = softmax(x),  q = {', '.join([q, ' and '.join(changed)]).removesuffix(', ')}"
+    return f"-sum_c q_c log p_c,  p = softmax(x),  q = {q}" + f", {changed}" * bool(changed)
 
 
 def has_probabilities(op: Op) -> bool:
